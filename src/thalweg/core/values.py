@@ -1,0 +1,126 @@
+"""What flows through a run: prompts, conditions, and the rows that objectives read.
+
+Axes: B rows, K trained transitions, R rewards, ... latent axes. Every column of a table has one entry a row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a sample is asked to be: text, and whatever a reward needs to judge it (plain JSON values)."""
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What encoding prompts gives: named tensors, one row a prompt. Stored once, referred to by row."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def index(self, rows: Int64[Tensor, " B"]) -> "Condition":
+        return Condition({name: t[rows.to(t.device)] for name, t in self.tensors.items()})
+
+    def repeat(self, times: int) -> "Condition":
+        """Each row `times` times, copies side by side."""
+        return Condition({name: t.repeat_interleave(times, 0) for name, t in self.tensors.items()})
+
+    def lerp(self, other: "Condition", share: float) -> "Condition":
+        """(1 - share) of this condition and `share` of the other, in its floating tensors."""
+        return Condition(
+            {
+                name: t.lerp(other.tensors[name], share) if t.is_floating_point() else t
+                for name, t in self.tensors.items()
+            }
+        )
+
+    def perturb(self, noise: Mapping[str, Tensor], scale: float) -> "Condition":
+        """Noise added to the named tensors."""
+        moved = {name: self.tensors[name] + scale * noise[name] for name in noise}
+        return Condition({**self.tensors, **moved})
+
+
+T = TypeVar("T", bound="Transitions | Samples")
+
+
+def _index(table: T, rows: Tensor) -> T:
+    taken = {f.name: getattr(table, f.name) for f in fields(table)}
+    return replace(table, **{name: c[rows] for name, c in taken.items() if c is not None})
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Trained edges of a forest: what an objective over stored paths reads."""
+
+    x: Float[Tensor, "B ..."]
+    x_next: Float[Tensor, "B ..."]
+    sigma: Float[Tensor, " B"]
+    sigma_next: Float[Tensor, " B"]
+    k: Float[Tensor, " B"]
+    """Weight of the predicted noise in the mean of the transition (`flow.gaussian`)."""
+    std: Float[Tensor, " B"]
+    old_log_prob: Float[Tensor, " B"]
+    """log p(x_next | x) under the behaviour weights, a mean over latent elements."""
+    advantages: Float[Tensor, "B R"]
+    weight: Float[Tensor, " B"]
+    """Weight of the row in the loss; 0 for a row that only pads."""
+    condition: Int64[Tensor, " B"]
+    """Row of the forest's condition."""
+    prompt_slot: Int64[Tensor, " B"]
+    seed_group: Int64[Tensor, " B"]
+    sample: Int64[Tensor, " B"]
+    """The first leaf below the edge: what keeps the edges of one trajectory together."""
+    step: Int64[Tensor, " B"]
+    depth: Int64[Tensor, " B"]
+    """How many forks lie above the edge."""
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def index(self, rows: Int64[Tensor, " b"] | Bool[Tensor, " B"]) -> "Transitions":
+        return _index(self, rows)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Finished samples under a drawn noise level: what an objective over the forward process reads.
+
+    A sample stands in as many rows as noise levels were drawn for it.
+    """
+
+    x0: Float[Tensor, "B ..."]
+    sigma: Float[Tensor, " B"]
+    noise: Float[Tensor, "B ..."]
+    advantages: Float[Tensor, "B R"]
+    weight: Float[Tensor, " B"]
+    condition: Int64[Tensor, " B"]
+    prompt_slot: Int64[Tensor, " B"]
+    seed_group: Int64[Tensor, " B"]
+    sample: Int64[Tensor, " B"]
+    step: Int64[Tensor, " B"]
+    """Which of the sample's noise levels this row is."""
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def index(self, rows: Int64[Tensor, " b"] | Bool[Tensor, " B"]) -> "Samples":
+        return _index(self, rows)
+
+
+def concatenate(conditions: "list[Condition]") -> Condition:
+    """Rows of several conditions, one after the other."""
+    names = conditions[0].tensors
+    return Condition({name: torch.cat([c.tensors[name] for c in conditions]) for name in names})
