@@ -1,0 +1,13 @@
+"""Which loss follows: one file a family."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from thalweg.objectives.chunk_ratio import ChunkRatio
+from thalweg.objectives.clipped_ratio import ClippedRatio
+from thalweg.objectives.nft import NFT
+
+Objective = Annotated[ClippedRatio | ChunkRatio | NFT, Field(discriminator="kind")]
+
+__all__ = ["NFT", "ChunkRatio", "ClippedRatio", "Objective"]

@@ -1,0 +1,68 @@
+"""How good the result is: one file a reward, named scores out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.core.names import nearest
+from thalweg.core.values import Prompt
+from thalweg.rewards.function import FunctionReward
+from thalweg.rewards.pixels import Brightness, JPEGSize
+from thalweg.rewards.world import WorldReward
+from thalweg.worlds import WORLDS
+
+KINDS = {"brightness": Brightness, "function": FunctionReward, "jpeg_size": JPEGSize, "world": WorldReward}
+
+
+def _from_shorthand(value: Any) -> Any:
+    """A world's name, a kind, `module:function` or a function stands for the reward it names."""
+    if callable(value) and not isinstance(value, tuple(KINDS.values())):
+        return {"kind": "function", "function": value}
+    if not isinstance(value, str):
+        return value
+    if value in WORLDS:
+        return {"kind": "world", "world": value}
+    if ":" in value:
+        return {"kind": "function", "function": value}
+    if value in KINDS:
+        return {"kind": value}
+    raise ValueError(f"no reward is called '{value}'{nearest(value, [*WORLDS, *KINDS])}")
+
+
+Reward = Annotated[
+    Annotated[WorldReward | FunctionReward | Brightness | JPEGSize, Field(discriminator="kind")],
+    BeforeValidator(_from_shorthand),
+]
+
+
+def score(
+    rewards: Sequence[Reward], images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+) -> dict[str, Float[Tensor, " B"]]:
+    """Every reward of every image, by name. NaN marks an image that a reward could not judge."""
+    return {reward.name: reward.score(images, prompts).float() for reward in rewards}
+
+
+def weights_of(rewards: Sequence[Reward]) -> dict[str, float]:
+    return {reward.name: reward.weight for reward in rewards}
+
+
+def total(scores: Mapping[str, Float[Tensor, " B"]], rewards: Sequence[Reward]) -> Float[Tensor, " B"]:
+    """The weighted sum, NaN where one of them is."""
+    return torch.stack([scores[r.name] * r.weight for r in rewards]).sum(0)
+
+
+def require_finite(scores: Mapping[str, Float[Tensor, " B"]], prompts: Sequence[Prompt]) -> None:
+    """Raises where a score is NaN or infinite."""
+    for name, values in scores.items():
+        bad = (~values.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise UserError(
+                f"reward '{name}' returned {values[bad[0]]} for {len(bad)} of {len(values)} images, the first for "
+                f"prompt '{prompts[bad[0]].text}'; return finite numbers, or set run.invalid_rewards=drop to leave "
+                "such samples out"
+            )

@@ -1,0 +1,87 @@
+"""Several processes, one run: torch.distributed as it is, started by torchrun.
+
+Every process holds the whole network, grows its own roots and adds its gradients to the others'. Group statistics see
+the rows of all processes, in an order that does not depend on how many there are.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all of the run."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, total: int) -> range:
+        """This process's part of 0 .. total - 1; parts are contiguous, in order of rank."""
+        return range(self.rank * total // self.count, (self.rank + 1) * total // self.count)
+
+    def gather(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of all processes, in order of rank: columns of any trailing shape, the first axis joined."""
+        if self.count == 1:
+            return dict(columns)
+        mine = len(next(iter(columns.values())))
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        dist.all_gather(sizes, torch.tensor([mine]))
+        longest = int(max(sizes))
+        joined = {}
+        for name, column in columns.items():
+            padded = torch.zeros(longest, *column.shape[1:], dtype=column.dtype)
+            padded[:mine] = column
+            parts = [torch.zeros_like(padded) for _ in range(self.count)]
+            dist.all_gather(parts, padded)
+            joined[name] = torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+        return joined
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over processes, in one message."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
+        if self.count == 1:
+            return flag
+        seen = torch.tensor([float(flag)])
+        dist.all_reduce(seen, dist.ReduceOp.MAX)
+        return bool(seen)
+
+    def wait(self) -> None:
+        if self.count > 1:
+            dist.barrier()
+
+
+def connect() -> Processes:
+    """Join the processes that torchrun started; alone without its variables."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Processes()
+    if not dist.is_available():
+        raise UserError(f"WORLD_SIZE={count}: this torch has no torch.distributed; install one that has")
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def disconnect(processes: Processes) -> None:
+    """Leave the group, if there is one."""
+    if processes.count > 1 and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,45 @@
+"""CPS, coefficients-preserving sampling (Wang and Yu 2025, arXiv:2509.05952): redraws part of the noise.
+
+    k = σ' cos(η π/2),      s = σ' sin(η π/2)
+
+The total noise √(k² + s²) is exactly σ', nothing is singular at σ = 1, and the step to σ' = 0 is clean. It
+is not the discretisation of an SDE: each step redraws a fixed share, so many steps contract the marginals.
+The paper's log-probability leaves out 1/(2 s²) and the constants: `log_prob(..., normalized=False)`.
+Shapes: B samples, ... latent axes.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from thalweg.core.part import Part
+from thalweg.flow import gaussian
+from thalweg.flow.broadcast import PerSample
+
+
+class CPS(Part):
+    """A fixed share of the noise replaced at every step; x' is exactly as noisy as σ' says."""
+
+    kind: Literal["cps"] = "cps"
+    noise_level: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """η: 0 is the Euler step of the ODE, 1 draws all the noise again."""
+
+    def coefficients(
+        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """(k, s)."""
+        angle = self.noise_level * math.pi / 2
+        return sigma_next * math.cos(angle), sigma_next * math.sin(angle)
+
+    def transition(
+        self,
+        x: Float[Tensor, "B ..."],
+        prediction: Float[Tensor, "B ..."],
+        sigma: PerSample,
+        sigma_next: PerSample,
+    ) -> gaussian.Transition:
+        """p(x' | x) where the network predicts this velocity."""
+        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next)

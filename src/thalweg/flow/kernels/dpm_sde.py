@@ -1,0 +1,40 @@
+"""DPM-Solver++ SDE, first order (Lu et al. 2022, arXiv:2211.01095), which is the DDPM posterior.
+
+    k = σ' e^{-h},      s = σ' √(1 - e^{-2h}),      h = λ' - λ,      λ = log((1-σ)/σ)
+
+With q = 1 - e^{-h} = Δ / (σ (1-σ')), Δ = σ - σ' > 0, nothing is singular: k = σ' (1-q), s = σ' √(q (2-q)).
+At σ = 1 all the noise is drawn again, at σ' = 0 none. The higher orders reuse earlier predictions, so only
+this one is a transition p(x' | x). Shapes: B samples, ... latent axes.
+"""
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.core.part import Part
+from thalweg.flow import gaussian
+from thalweg.flow.broadcast import PerSample
+
+
+class DPMSolverSDE(Part):
+    """Precise at a² = 2; it has no noise level of its own."""
+
+    kind: Literal["dpm_sde"] = "dpm_sde"
+
+    def coefficients(
+        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """(k, s)."""
+        q = (sigma - sigma_next) / (sigma * (1 - sigma_next))
+        return sigma_next * (1 - q), sigma_next * (q * (2 - q)).sqrt()
+
+    def transition(
+        self,
+        x: Float[Tensor, "B ..."],
+        prediction: Float[Tensor, "B ..."],
+        sigma: PerSample,
+        sigma_next: PerSample,
+    ) -> gaussian.Transition:
+        """p(x' | x) where the network predicts this velocity."""
+        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next)

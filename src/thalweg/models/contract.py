@@ -1,0 +1,50 @@
+"""What the rest of the library asks of a model: velocity, conditions, decoding, and named weights.
+
+Shapes: B rows, ... the model's latent axes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.core.values import Condition, Prompt
+from thalweg.models.weights import NamedWeights
+
+
+@dataclass
+class Passes:
+    """Network passes of one sample so far; a guided velocity takes two."""
+
+    evaluations: int = 0
+    backwards: int = 0
+
+
+class Policy(Protocol):
+    """A generative flow whose weights are trained."""
+
+    latent_shape: tuple[int, ...]
+    latent_dtype: torch.dtype
+    """What a state is rounded to before the network sees it."""
+    device: torch.device
+    weights: NamedWeights
+    passes: Passes
+    passes_per_velocity: int
+    """Network passes behind one guided velocity."""
+
+    def encode(self, prompts: Sequence[Prompt]) -> Condition:
+        """One condition row a prompt."""
+        ...
+
+    def velocity(
+        self, x: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], condition: Condition
+    ) -> Float[Tensor, "B ..."]:
+        """dx/dsigma = noise - data, guided, in float32; with gradients where they are enabled."""
+        ...
+
+    def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
+        """Images with values in [0, 1]."""
+        ...

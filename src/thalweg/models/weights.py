@@ -1,0 +1,98 @@
+"""Named weights: several sets of values for the trainable parameters of one network.
+
+`policy` is the set the optimiser steps. Any other name (`old`, `reference`, `evaluation`, `teacher.ocr`) holds
+a copy of the trainable tensors alone: with LoRA that is an adapter, in full fine-tuning a whole network.
+Switching exchanges the storage under the parameters, so it costs nothing and leaves `requires_grad` as it is.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+POLICY = "policy"
+
+
+class _Token:
+    """Stands for one autograd graph; alive and listed as long as the graph waits for its backward pass."""
+
+
+class _Watch(torch.autograd.Function):
+    """Identity that takes its token off the list when gradients arrive."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, token: _Token, open_graphs: "weakref.WeakSet[_Token]") -> Tensor:
+        ctx.token, ctx.open_graphs = token, open_graphs
+        open_graphs.add(token)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        ctx.open_graphs.discard(ctx.token)
+        return grads[0], None, None
+
+
+class NamedWeights:
+    """The table name -> values of the trainable parameters, and which of them the network computes with."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self._sets: dict[str, dict[str, Tensor]] = {POLICY: {n: p.data for n, p in self.parameters.items()}}
+        self._active = POLICY
+        self._open_graphs: weakref.WeakSet[_Token] = weakref.WeakSet()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._sets)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The values of one set, by parameter name: the live tensors, not copies."""
+        if name not in self._sets:
+            raise ValueError(f"weights '{name}': no such set; the run has {', '.join(self._sets)}")
+        return self._sets[name]
+
+    def add(self, name: str, source: str = POLICY) -> None:
+        """A new set that starts as a copy of `source`."""
+        if name in self._sets:
+            raise ValueError(f"weights '{name}': the name is taken; choose another")
+        self._sets[name] = {n: t.detach().clone() for n, t in self.tensors(source).items()}
+
+    @torch.no_grad()
+    def blend(self, name: str, source: str, keep: float) -> None:
+        """name <- keep * name + (1 - keep) * source; keep = 0 copies exactly."""
+        for target, new in zip(self.tensors(name).values(), self.tensors(source).values(), strict=True):
+            target.copy_(new) if keep == 0 else target.lerp_(new, 1 - keep)
+
+    def watch(self, output: Tensor) -> Tensor:
+        """Mark a network output with a gradient: until its backward pass, no switching."""
+        return _Watch.apply(output, _Token(), self._open_graphs) if output.requires_grad else output  # type: ignore[no-any-return]
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[None]:
+        """Compute with the named set inside the block.
+
+        Raises RuntimeError while a graph waits for its backward pass: autograd would read the exchanged
+        values and the gradient would be silently wrong.
+        """
+        before = self._active
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, name: str) -> None:
+        if name == self._active:
+            return
+        tensors = self.tensors(name)
+        if self._open_graphs:
+            raise RuntimeError(
+                f"weights: cannot switch from '{self._active}' to '{name}' while {len(self._open_graphs)} "
+                "network pass(es) wait for backward; make the passes without gradient first"
+            )
+        for parameter_name, parameter in self.parameters.items():
+            parameter.data = tensors[parameter_name]
+        self._active = name

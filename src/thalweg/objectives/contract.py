@@ -1,0 +1,55 @@
+"""What training asks of an objective.
+
+An objective sees the network through scalars of single passes only: a log-probability, a regression error. It names
+the unit its loss spans, and a function from scalars to loss terms, one a unit; training evaluates the scalars, in
+one sweep where a unit fits a micro-batch and else in two (`training.backward`).
+
+Shapes: B rows (network passes), U units, ... latent axes.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.core.forest import Forest
+from thalweg.core.values import Samples, Transitions
+
+Unit = Literal["row", "sample"]
+"""What one loss term spans: a single network pass, or all passes of a sample."""
+
+Scalars = dict[str, Float[Tensor, " B"]]
+
+
+class ObjectiveContract(Protocol):
+    unit: ClassVar[Unit]
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """Named weights whose velocity is needed at the same points, without gradient."""
+        ...
+
+    def experience(
+        self, forest: Forest, advantages: Float[Tensor, "B R"], *, seed: int, iteration: int
+    ) -> Transitions | Samples:
+        """The rows to train on."""
+        ...
+
+    def inputs(self, rows: Any) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
+        """Where the network is evaluated: x and sigma."""
+        ...
+
+    def measure(
+        self,
+        rows: Any,
+        x: Float[Tensor, "B ..."],
+        velocity: Float[Tensor, "B ..."],
+        anchors: Mapping[str, Float[Tensor, "B ..."]],
+    ) -> Scalars:
+        """The scalars of each pass, differentiable in `velocity`."""
+        ...
+
+    def loss(self, scalars: Scalars, rows: Any) -> tuple[Float[Tensor, " U"], dict[str, Float[Tensor, " U"]]]:
+        """Weighted loss terms, one a unit, and what to report of each unit."""
+        ...

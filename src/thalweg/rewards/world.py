@@ -1,0 +1,33 @@
+"""The exact reward of an embedded world: its judge reads the image and compares with what was asked."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.core.part import Part
+from thalweg.core.values import Prompt
+from thalweg.worlds import find_world
+
+
+class WorldReward(Part):
+    """Partial credit in [0, 1], or 1 for an exact answer only."""
+
+    kind: Literal["world"] = "world"
+    world: str = "scenes"
+    strict: bool = False
+    """1 where everything asked for is there and nothing else, 0 otherwise, in place of partial credit."""
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.world}_strict" if self.strict else self.world
+
+    def score(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, " B"]:
+        world = find_world(self.world)
+        verdicts = [world.judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        return torch.tensor([float(v.strict) if self.strict else v.score for v in verdicts])

@@ -1,0 +1,118 @@
+"""From rows to gradients, in as many network passes as fit at a time.
+
+A loss term that spans one row is differentiated directly, micro-batch by micro-batch. A term that spans many passes
+sees them through per-pass scalars u only, so two sweeps give its exact gradient in the memory of one micro-batch:
+
+    u without gradient for all rows  ->  dL/du  ->  back-propagate sum (dL/du) u, micro-batch by micro-batch
+
+Shapes: B rows, U units.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from thalweg.core.processes import Processes
+from thalweg.core.values import Condition, Metrics, Samples, Transitions
+from thalweg.models.contract import Policy
+from thalweg.objectives import Objective
+from thalweg.objectives.contract import Scalars
+
+Rows = Transitions | Samples
+
+
+@dataclass
+class Report:
+    """Sums over units, to be averaged over processes, and the largest deviation of the recomputed log-prob."""
+
+    totals: dict[str, float] = field(default_factory=dict)
+    units: int = 0
+    ratio_deviation: float = 0.0
+
+    def include(self, terms: Tensor, columns: Mapping[str, Tensor]) -> None:
+        self.units += len(terms)
+        for name, column in {"loss": terms.detach(), **columns}.items():
+            self.totals[name] = self.totals.get(name, 0.0) + float(column.double().sum())
+
+    def merge(self, other: "Report") -> None:
+        """Include all that another report has seen."""
+        self.units += other.units
+        for name, value in other.totals.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def means(self, processes: Processes, ratio_deviation: float) -> Metrics:
+        """Averages over the units of all processes, and the largest deviation on any of them."""
+        names = sorted({*self.totals, "loss"})
+        sums = torch.tensor([float(self.units), *(self.totals.get(n, 0.0) for n in names)], dtype=torch.float64)
+        processes.add([sums])
+        deviation = processes.gather({"deviation": torch.tensor([ratio_deviation], dtype=torch.float64)})
+        units = max(float(sums[0]), 1.0)
+        means = {name: float(value) / units for name, value in zip(names, sums[1:], strict=True)}
+        return means | {"ratio_deviation": float(deviation["deviation"].max())}
+
+
+def measure(objective: Objective, policy: Policy, rows: Rows, condition: Condition) -> Scalars:
+    """The scalars of these passes. Passes without gradient come first: no weights may change while a graph is open."""
+    here = condition.index(rows.condition)
+    x, sigma = objective.inputs(rows)
+    anchors = {}
+    with torch.no_grad():
+        for name in objective.anchors:
+            with policy.weights.use(name):
+                anchors[name] = policy.velocity(x, sigma, here)
+    velocity = policy.velocity(x, sigma, here)
+    if velocity.requires_grad:
+        policy.passes.backwards += len(rows) * policy.passes_per_velocity
+    return objective.measure(rows, x, velocity, anchors)
+
+
+def backward(
+    objective: Objective, policy: Policy, rows: Rows, condition: Condition, micro_batch: int, share: float
+) -> Report:
+    """Add to the gradients of the policy those of `share` times the sum of all loss terms."""
+    report = Report()
+    if objective.unit == "row" or len(rows) <= micro_batch:
+        for part in _split(rows, micro_batch):
+            scalars = measure(objective, policy, part, condition)
+            _deviation(report, scalars, part)
+            terms, columns = objective.loss(scalars, part)
+            report.include(terms, columns)
+            (terms.sum() * share).backward()
+        return report
+    with torch.no_grad():
+        swept = [measure(objective, policy, part, condition) for part in _split(rows, micro_batch)]
+    scalars = {name: torch.cat([s[name] for s in swept]).requires_grad_() for name in swept[0]}
+    _deviation(report, scalars, rows)
+    terms, columns = objective.loss(scalars, rows)
+    report.include(terms, columns)
+    slopes = torch.autograd.grad(terms.sum() * share, list(scalars.values()), allow_unused=True)
+    slope = {name: s for name, s in zip(scalars, slopes, strict=True) if s is not None}
+    at = 0
+    for part in _split(rows, micro_batch):
+        again = measure(objective, policy, part, condition)
+        torch.stack([(slope[n][at : at + len(part)] * again[n]).sum() for n in slope]).sum().backward()
+        at += len(part)
+    return report
+
+
+@torch.no_grad()
+def recompute_log_probs(
+    objective: Objective, policy: Policy, rows: Rows, condition: Condition, micro_batch: int
+) -> Tensor:
+    """log p of every row under today's weights, on the training path."""
+    return torch.cat(
+        [measure(objective, policy, part, condition)["log_prob"] for part in _split(rows, micro_batch)]
+    )
+
+
+def _split(rows: Rows, micro_batch: int) -> Iterator[Rows]:
+    for part in torch.arange(len(rows)).split(micro_batch):
+        yield rows.index(part)
+
+
+def _deviation(report: Report, scalars: Scalars, rows: Rows) -> None:
+    if "log_prob" in scalars and isinstance(rows, Transitions):
+        gap = (scalars["log_prob"].detach().cpu() - rows.old_log_prob).abs().max()
+        report.ratio_deviation = max(report.ratio_deviation, float(gap))

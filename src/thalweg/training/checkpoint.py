@@ -1,0 +1,168 @@
+"""Checkpoints: written whole or not at all, as safetensors and JSON.
+
+A folder is filled under another name, flushed to the disk, and renamed into place; so whatever instant a run is
+killed at, every folder with a number for a name is complete.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.models.weights import POLICY, NamedWeights
+
+FORMAT = 1
+
+
+@dataclass
+class State:
+    """What a run must remember besides its tensors."""
+
+    iteration: int = 0
+    """Iterations done."""
+    updates: int = 0
+    evaluations: int = 0
+    backwards: int = 0
+    skipped_updates: int = 0
+    skipped_in_a_row: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    """Best evaluation so far, for `keep_best`."""
+    best_iteration: int | None = None
+
+
+def save(
+    folder: Path, state: State, weights: NamedWeights, optimizer: torch.optim.Optimizer, recipe: str
+) -> Path:
+    """Write checkpoint `state.iteration` of the run, unless it is there."""
+    final = folder / f"{state.iteration:08d}"
+    if final.exists():
+        return final
+    partial = folder / f".partial-{os.getpid()}-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name in weights.names:
+            tensors = {n: t.detach().cpu().contiguous() for n, t in weights.tensors(name).items()}
+            save_file(tensors, partial / f"weights.{name}.safetensors", {"format": str(FORMAT), "recipe": recipe})
+        save_file(_optimizer_tensors(weights, optimizer), partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1))
+        for file in partial.iterdir():
+            _flush(file)
+        _flush(partial)
+        os.replace(partial, final)
+        _flush(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"checkpoint {final}: cannot be written ({error.strerror or error}); earlier checkpoints are whole; "
+            "make room and resume the run"
+        ) from error
+    return final
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted(p for p in folder.glob("[0-9]*") if p.name.isdigit()) if folder.is_dir() else []
+
+
+def prune(folder: Path, keep_last: int, best: int | None) -> None:
+    """Remove all but the last few checkpoints and the best one, and what interrupted writes left behind."""
+    for path in complete(folder)[:-keep_last]:
+        if best is None or int(path.name) != best:
+            shutil.rmtree(path)
+    for path in folder.glob(".partial-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load(path: Path, weights: NamedWeights, optimizer: torch.optim.Optimizer) -> State:
+    """Put a checkpoint's tensors into the run's; raises UserError where they do not fit."""
+    state = read_state(path)
+    for name in weights.names:
+        fill(weights.tensors(name), path / f"weights.{name}.safetensors")
+    stored = _read(path / "optimizer.safetensors")
+    for name, parameter in weights.parameters.items():
+        moments = {key.rsplit("::", 1)[1]: t for key, t in stored.items() if key.rsplit("::", 1)[0] == name}
+        if moments:
+            optimizer.state[parameter] = {
+                key: t.to(parameter.device) if t.ndim else t for key, t in moments.items()
+            }
+    return state
+
+
+def read_state(path: Path) -> State:
+    try:
+        values = json.loads((path / "state.json").read_text())
+        if values.pop("format") != FORMAT:
+            raise UserError(f"checkpoint {path}: written in another format; resume it with the version that wrote it")
+        return State(**values)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"checkpoint {path}: state.json is missing or damaged ({error}); remove the folder to resume from the "
+            "checkpoint before it"
+        ) from error
+
+
+def fill(tensors: dict[str, Tensor], file: Path) -> None:
+    """Copy a safetensors file into tensors of the same names and shapes."""
+    stored = _read(file)
+    if stored.keys() != tensors.keys():
+        odd = sorted(stored.keys() ^ tensors.keys())
+        raise UserError(
+            f"{file}: holds other parameters than this model ({len(odd)} differ, such as '{odd[0]}'); "
+            "use the model and LoRA settings it was written with"
+        )
+    for name, tensor in tensors.items():
+        if stored[name].shape != tensor.shape:
+            raise UserError(
+                f"{file}: '{name}' has shape {tuple(stored[name].shape)}, this model's has {tuple(tensor.shape)}; "
+                "use the model and LoRA settings it was written with"
+            )
+        tensor.copy_(stored[name])
+
+
+def weights_file(source: str) -> Path:
+    """The policy weights that a run's folder, a checkpoint's folder or a file stands for."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    folders = complete(path / "checkpoints") or [path]
+    file = folders[-1] / f"weights.{POLICY}.safetensors"
+    if not file.is_file():
+        raise UserError(f"'{source}': no weights there; give a run, one of its checkpoints, or a safetensors file")
+    return file
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt"):
+            return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file}: missing or damaged ({error}); remove its checkpoint to resume from the one before"
+        ) from error
+
+
+def _optimizer_tensors(weights: NamedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}::{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        for name, parameter in weights.parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

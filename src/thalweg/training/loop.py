@@ -1,0 +1,283 @@
+"""The training loop: collect, judge, credit, learn. Every noun is a value that can be printed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thalweg.core.errors import UserError
+from thalweg.core.forest import Forest, Leaves
+from thalweg.core.noise import Address
+from thalweg.core.processes import Processes, connect, disconnect
+from thalweg.core.values import Metrics, Transitions
+from thalweg.evaluation import measure, sheet
+from thalweg.evaluation.report import write_report
+from thalweg.models import Policy, load_miniature
+from thalweg.rewards import require_finite, score, total, weights_of
+from thalweg.rollout import Root, grow
+from thalweg.training import checkpoint
+from thalweg.training.backward import Report, Rows, backward, recompute_log_probs
+from thalweg.training.checkpoint import State
+from thalweg.training.clock import Clock
+from thalweg.training.data import draw_prompts, load_prompts
+from thalweg.training.memory import peak_megabytes
+from thalweg.training.optimise import make_optimizer, update
+from thalweg.training.recipe import Recipe
+from thalweg.training.run import RunFolder, command_line, default_folder
+from thalweg.training.stop import StopRequest
+from thalweg.training.trackers import Trackers
+from thalweg.training.weight_rules import add_named, after_iteration, after_update
+from thalweg.worlds import find_world
+
+Progress = Callable[[str, dict[str, Any]], None]
+"""(event, line) -> None: told of every line that goes to metrics.jsonl."""
+SKIPS_BEFORE_STOPPING = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training leaves behind."""
+
+    path: Path
+    iteration: int
+    """Iterations done."""
+    finished: bool
+    """False where it was stopped before the recipe's last iteration."""
+
+
+def train(recipe: Recipe, out: str | Path | None = None, progress: Progress | None = None) -> Run:
+    """Train in a new folder (`out`, or runs/<recipe>-<time>) and write its report."""
+    processes = connect()
+    try:
+        folder = RunFolder(Path(out) if out else default_folder(recipe.name), processes.is_first)
+        folder.start(recipe, command_line())
+        processes.wait()
+        return _run(recipe, folder, processes, progress)
+    finally:
+        disconnect(processes)
+
+
+def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -> Run:
+    """Continue the run of that folder from its last whole checkpoint, or from the start if it has none."""
+    processes = connect()
+    try:
+        folder = RunFolder(Path(path), processes.is_first)
+        folder.write_recipe(recipe)
+        return _run(recipe, folder, processes, progress)
+    finally:
+        disconnect(processes)
+
+
+def _run(recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress | None) -> Run:
+    policy = load_policy(recipe)
+    optimizer = make_optimizer(policy.weights, recipe.optim)
+    prompts = load_prompts(recipe.data.prompts, recipe.model.world)
+    clock, trackers = Clock(), Trackers(recipe, folder.path if folder.writes else None)
+
+    with folder.locked(), StopRequest() as stop:
+        state = _restore(folder, policy, optimizer)
+        stop.start_counting(state.seconds, recipe.run.max_seconds)
+
+        def log(event: str, values: dict[str, Any]) -> None:
+            passes = {"evaluations": state.evaluations, "backwards": state.backwards}
+            line = {"iteration": state.iteration, "seconds": stop.seconds(), **passes, **values}
+            folder.log(event, line)
+            trackers.log(event, line)
+            if progress is not None and folder.writes:
+                progress(event, line)
+
+        if state.iteration == 0:
+            log("eval", evaluate(recipe, policy, folder, processes, state, clock))
+        while state.iteration < recipe.iterations and not processes.any(stop.requested()):
+            metrics = iterate(recipe, policy, optimizer, prompts, processes, state, clock)
+            log("train", metrics | clock.read() | {"memory/peak_mb": peak_megabytes(policy.device)})
+            last = state.iteration == recipe.iterations
+            if last or (recipe.evaluation.every and state.iteration % recipe.evaluation.every == 0):
+                log("eval", evaluate(recipe, policy, folder, processes, state, clock))
+            if last or state.iteration % recipe.run.save_every == 0 or processes.any(stop.requested()):
+                with clock.stage("save"):
+                    _save(recipe, folder, state, policy, optimizer, stop.seconds())
+                processes.wait()
+        trackers.close()
+    if folder.writes:
+        write_report(folder.path)
+    return Run(folder.path, state.iteration, state.iteration >= recipe.iterations)
+
+
+def iterate(
+    recipe: Recipe,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    prompts: Sequence[Any],
+    processes: Processes,
+    state: State,
+    clock: Clock,
+) -> Metrics:
+    """One iteration: what `train` does again and again. Leaves `state` one further."""
+    before = (policy.passes.evaluations, policy.passes.backwards)
+    with clock.stage("rollout"):
+        asked = draw_prompts(tuple(prompts), recipe.data, recipe.seed, state.iteration)
+        forest = collect(recipe, policy, asked, processes, state.iteration)
+    with clock.stage("reward"):
+        scores = score(recipe.rewards, policy.decode(forest.latents), forest.leaf_prompts)
+        if recipe.run.invalid_rewards == "raise":
+            require_finite(scores, forest.leaf_prompts)
+    with clock.stage("credit"):
+        everyone = processes.gather(vars(forest.leaves) | scores)
+        leaves = Leaves(**{name: everyone.pop(name) for name in vars(forest.leaves)})
+        advantages = recipe.credit.advantages(everyone, weights_of(recipe.rewards), leaves)
+        mine = torch.isin(leaves.sample, forest.leaves.sample)
+        rows = recipe.objective.experience(forest, advantages[mine], seed=recipe.seed, iteration=state.iteration)
+        rows = recipe.credit.select(rows, seed=recipe.seed, iteration=state.iteration)
+    with clock.stage("update"):
+        learned = learn(recipe, policy, optimizer, forest, rows, leaves, processes, state)
+    state.iteration += 1
+    after_iteration(policy.weights, recipe.weights, state.iteration)
+    passes = torch.tensor([policy.passes.evaluations - before[0], policy.passes.backwards - before[1]])
+    processes.add([passes])
+    state.evaluations += int(passes[0])
+    state.backwards += int(passes[1])
+    return {
+        **summarise(recipe, everyone, leaves),
+        **learned,
+        "skipped_updates": state.skipped_updates,
+        "clip_nats": getattr(recipe.objective, "clip_range", 0.0) * float(torch.tensor(policy.latent_shape).prod()),
+        "processes": processes.count,
+        "samples": len(leaves),
+        "samples_local": len(forest.leaves),
+    }
+
+
+def collect(
+    recipe: Recipe, policy: Policy, asked: Sequence[Any], processes: Processes, iteration: int
+) -> Forest:
+    """This process's part of the iteration's forest."""
+    roots = _roots(recipe)
+    mine = [roots[i] for i in processes.share(len(roots))]
+    slots = sorted({root.prompt_slot for root in mine})
+    mine = [replace(root, condition=slots.index(root.prompt_slot)) for root in mine]
+    return grow(policy, [asked[s] for s in slots], mine, recipe.rollout, seed=recipe.seed, iteration=iteration)
+
+
+def learn(
+    recipe: Recipe,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    forest: Forest,
+    rows: Rows,
+    leaves: Leaves,
+    processes: Processes,
+    state: State,
+) -> Metrics:
+    """Split the rows into updates by sample, the same way on any number of processes, and take them."""
+    optim, report, deviation, norms = recipe.optim, Report(), 0.0, list[float]()
+    if isinstance(rows, Transitions) and getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
+        again = recompute_log_probs(recipe.objective, policy, rows, forest.condition, optim.micro_batch)
+        rows = replace(rows, old_log_prob=again)
+    order = leaves.sample[Address(recipe.seed, "order", state.iteration, path=(1,)).permutation(len(leaves))]
+    for number, samples in enumerate(order.tensor_split(optim.updates_per_iteration)):
+        part = rows.index(torch.isin(rows.sample, samples))
+        weight = part.weight.double().sum()[None]
+        processes.add([weight])
+        if float(weight) == 0:
+            continue
+        done = backward(recipe.objective, policy, part, forest.condition, optim.micro_batch, 1 / float(weight))
+        norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
+        if number == 0:
+            deviation = done.ratio_deviation
+        report.merge(done)
+        norms.append(norm)
+        state.updates += 1
+        state.skipped_updates += not taken
+        state.skipped_in_a_row = 0 if taken else state.skipped_in_a_row + 1
+        if state.skipped_in_a_row == SKIPS_BEFORE_STOPPING:
+            raise UserError(
+                f"iteration {state.iteration + 1}: {SKIPS_BEFORE_STOPPING} updates in a row had a gradient that is "
+                "not finite; lower optim.learning_rate and resume"
+            )
+        after_update(policy.weights, recipe.weights, state.updates)
+    return report.means(processes, deviation) | {"grad_norm": sum(norms) / max(len(norms), 1), "updates": len(norms)}
+
+
+def summarise(recipe: Recipe, scores: dict[str, torch.Tensor], leaves: Leaves) -> Metrics:
+    """What an iteration's rewards say, over all processes."""
+    reward = total(scores, recipe.rewards).double()
+    groups = recipe.credit.groups(leaves)
+    valid = ~reward.isnan()
+    flat = [not bool((reward[(groups == g) & valid].diff() != 0).any()) for g in range(int(groups.max()) + 1)]
+    return {
+        "reward": float(reward[valid].mean()),
+        **{f"reward/{name}": float(values.double().nanmean()) for name, values in scores.items()},
+        "reward_std": float(reward[valid].std(correction=0)),
+        "zero_variance_fraction": sum(flat) / len(flat),
+        "invalid_rewards": int((~valid).sum()),
+    }
+
+
+def evaluate(
+    recipe: Recipe, policy: Policy, folder: RunFolder, processes: Processes, state: State, clock: Clock
+) -> Metrics:
+    """Measure the policy; its passes are not counted as training."""
+    with clock.stage("evaluate"):
+        before = replace(policy.passes)
+        settings, world = recipe.evaluation, find_world(recipe.model.world)
+        held_out = load_prompts(settings.prompts, recipe.model.world)
+        prompts = measure.spread(held_out, settings.num_prompts)
+        metrics = measure.measure(policy, prompts, recipe.rewards, world, settings, processes)
+        if settings.diversity_prompts:
+            few = measure.spread(held_out, settings.diversity_prompts)
+            images = measure.sample_groups(policy, few, settings, processes)
+            if folder.writes:
+                sheet.save_sheet(folder.path / "samples", state.iteration, images, few, settings.diversity_group)
+            processes.wait()
+            base = sheet.load_base(folder.path / "samples")
+            metrics |= measure.watch(images, images if base is None else base, world, settings)
+        policy.passes.evaluations = before.evaluations
+        best = metrics.get("accuracy", metrics["reward"])
+        if state.iteration and (state.best is None or best > state.best):
+            state.best, state.best_iteration = best, state.iteration
+    return metrics
+
+
+def load_policy(recipe: Recipe) -> Policy:
+    """The model with its named weights, started from `init` if the recipe names it."""
+    policy = load_miniature(recipe.model)
+    if recipe.init is not None:
+        with torch.no_grad():
+            checkpoint.fill(policy.weights.tensors("policy"), checkpoint.weights_file(recipe.init))
+    add_named(policy.weights, recipe.weights)
+    return policy
+
+
+def _roots(recipe: Recipe) -> list[Root]:
+    per_prompt = recipe.rollout.num_roots
+    return [
+        Root(prompt_slot=slot, seed_group=group, number=slot * per_prompt + group, condition=slot)
+        for slot in range(recipe.data.prompts_per_iteration)
+        for group in range(per_prompt)
+    ]
+
+
+def _restore(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer) -> State:
+    done = checkpoint.complete(folder.checkpoints)
+    with torch.no_grad():
+        state = checkpoint.load(done[-1], policy.weights, optimizer) if done else State()
+    folder.forget_after(state.iteration if done else -1)
+    return state
+
+
+def _save(
+    recipe: Recipe,
+    folder: RunFolder,
+    state: State,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    seconds: float,
+) -> None:
+    state.seconds = seconds
+    if folder.writes:
+        checkpoint.save(folder.checkpoints, state, policy.weights, optimizer, recipe.name)
+        best = state.best_iteration if recipe.run.keep_best else None
+        checkpoint.prune(folder.checkpoints, recipe.run.keep_last, best)

@@ -1,0 +1,285 @@
+"""Recipes: one file a method, read strictly, every problem reported with its place and the way out."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from thalweg.core.errors import UserError
+from thalweg.core.names import nearest
+from thalweg.core.part import Part
+from thalweg.credit import Credit
+from thalweg.evaluation.benchmark import Evaluation
+from thalweg.models import POLICY, Model
+from thalweg.objectives import NFT, ChunkRatio, ClippedRatio, Objective
+from thalweg.rewards import Reward
+from thalweg.rollout import Rollout
+from thalweg.training.data import Data
+from thalweg.training.optimise import Optim
+from thalweg.training.weight_rules import WeightRule
+
+
+class Run(Part):
+    """The `run` section: what is kept, when to stop."""
+
+    save_every: PositiveInt = 20
+    """Iterations between checkpoints."""
+    keep_last: PositiveInt = 2
+    """How many checkpoints stay."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the best evaluation."""
+    max_seconds: PositiveFloat | None = None
+    """Save and stop after this time, counted over all resumptions."""
+    invalid_rewards: Literal["raise", "drop"] = "raise"
+    """A reward that is NaN stops the run, or leaves its sample out (counted as `invalid_rewards`)."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides the run's folder."""
+
+
+class Recipe(Part):
+    """Everything that decides what a run does."""
+
+    name: str
+    title: str
+    """The method, in a line."""
+    paper: str
+    """Where it was published."""
+    iterations: NonNegativeInt
+    """Rounds of collecting and learning."""
+    seed: NonNegativeInt = 0
+    init: str | None = None
+    """Start from these weights: a run's folder, a checkpoint, or a safetensors file."""
+    model: Model
+    weights: dict[str, WeightRule] = {}
+    """Named sets of weights besides the policy."""
+    data: Data = Data()
+    rollout: Rollout
+    rewards: tuple[Reward, ...]
+    credit: Credit = Credit()
+    objective: Objective
+    optim: Optim
+    evaluation: Evaluation = Evaluation()
+    run: Run = Run()
+
+    def to_yaml(self) -> str:
+        """Fully resolved: every value, defaults included; reads back as the same recipe."""
+        return yaml.safe_dump(
+            self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True, width=100
+        )
+
+
+def load_recipe(
+    source: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> Recipe:
+    """A recipe by name (`mix-grpo`) or file, with `key=value` overrides (`rollout.steps=8`, values are YAML).
+
+    Raises UserError with one line a problem.
+    """
+    path = find_recipe(source)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values; mend the file")
+    tree = {"name": path.stem, **tree}
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [_pair(text) for text in overrides]
+    for key, value in pairs:
+        _put(tree, key, value)
+    return check_recipe(tree, str(source))
+
+
+def check_recipe(tree: Mapping[str, Any], source: str) -> Recipe:
+    """The recipe that plain values describe; raises UserError with every problem, a line each."""
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = [_describe(problem, tree) for problem in error.errors()]
+        raise UserError(_listing(source, problems)) from None
+    problems = _across_sections(recipe)
+    if problems:
+        raise UserError(_listing(source, problems))
+    return recipe
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the library."""
+    return sorted(p.name.removesuffix(".yaml") for p in _shipped().iterdir() if p.name.endswith(".yaml"))
+
+
+def find_recipe(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"recipe '{source}': no such file")
+        return path
+    shipped = Path(str(_shipped())) / f"{source}.yaml"
+    if not shipped.is_file():
+        raise UserError(
+            f"recipe '{source}': none of that name{nearest(str(source), recipe_names())}; "
+            "`thalweg methods` lists them, or give a .yaml file"
+        )
+    return shipped
+
+
+def _shipped() -> Any:
+    return resources.files("thalweg") / "recipes"
+
+
+def _across_sections(recipe: Recipe) -> list[str]:
+    """What no section can see alone. Repairs nothing."""
+    problems = []
+    known = {POLICY, *recipe.weights}
+    uses = {"rollout.weights": recipe.rollout.weights, "evaluation.weights": recipe.evaluation.weights}
+    uses |= {f"objective, weights '{name}'": name for name in recipe.objective.anchors}
+    uses |= {f"weights.{name}.from": rule.source for name, rule in recipe.weights.items()}
+    for place, name in uses.items():
+        if name not in known:
+            problems.append(f"{place}: no weights are called '{name}'; add them under `weights`{nearest(name, known)}")
+    if isinstance(recipe.objective, ClippedRatio | ChunkRatio) and not recipe.rollout.plan.stochastic:
+        problems.append(
+            f"objective.kind: '{recipe.objective.kind}' needs the densities of drawn steps, and the plan "
+            f"'{recipe.rollout.plan.kind}' draws none; choose another plan or objective"
+        )
+    if isinstance(recipe.objective, NFT) and recipe.credit.step_weight != "uniform":
+        problems.append("credit.step_weight: only trained steps have one; objective 'nft' trains whole samples")
+    if recipe.rollout.group_size < 2 and recipe.credit.std != "none":
+        problems.append(
+            f"rollout.group_size={recipe.rollout.group_size}: a group of one has no better and no worse; give 2 or more"
+        )
+    samples = recipe.data.prompts_per_iteration * recipe.rollout.group_size
+    if recipe.optim.updates_per_iteration > samples:
+        problems.append(
+            f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only {samples} "
+            "samples; give fewer updates"
+        )
+    names = [reward.name for reward in recipe.rewards]
+    if not names:
+        problems.append("rewards: empty, so there is nothing to learn; give at least one")
+    if len(set(names)) < len(names):
+        problems.append(f"rewards: two have the same name ({', '.join(sorted(names))}); remove one")
+    return problems
+
+
+def _listing(source: str, problems: list[str]) -> str:
+    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+    return "\n".join([f"{source}: {count}", *(f"  {p}" for p in problems)])
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UserError(f"'{text}': an override is key=value, such as rollout.steps=8")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"'{text}': the value is not YAML; quote it") from None
+
+
+def _put(tree: Any, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    at = tree
+    for name in parents:
+        if isinstance(at, list) and name.isdigit() and int(name) < len(at):
+            at = at[int(name)]
+            continue
+        if not isinstance(at, dict):
+            raise UserError(f"'{key}': '{name}' has no parts; look at the recipe with --dry-run")
+        if not isinstance(at.get(name), dict | list):
+            at[name] = {}
+        at = at[name]
+    if isinstance(at, list) and last.isdigit() and int(last) < len(at):
+        at[int(last)] = value
+    elif isinstance(at, dict):
+        at[last] = value
+    else:
+        raise UserError(f"'{key}': nothing there to set; look at the recipe with --dry-run")
+
+
+def _describe(problem: Any, tree: Any) -> str:
+    """One line: place, value, rule, way out."""
+    place = _place(problem["loc"], tree)
+    where = ".".join(str(part) for part in place) or "recipe"
+    kind, given = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        model = _section(place[:-1], tree)
+        name = model.__name__ if model else "this section"
+        known = list(model.model_fields) if model else []
+        close = difflib.get_close_matches(str(place[-1]), known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else f"; its keys are {', '.join(known)}" if known else ""
+        return f"{where}: no such key in {name}{hint}"
+    if kind == "missing":
+        return f"{where}: missing; it has no default, so give one"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        context = problem["ctx"]
+        options = [tag.strip("' ") for tag in context.get("expected_tags", "").split(",")]
+        tag = context.get("tag")
+        if tag is None:
+            return f"{where}.kind: missing; give a mapping with `kind`" + (
+                f", one of {options}" if options != [""] else ""
+            )
+        close = difflib.get_close_matches(str(tag), options, n=1)
+        return f"{where}.kind: '{tag}' is not one of {options}" + (f"; did you mean '{close[0]}'?" if close else "")
+    if kind.startswith(("float_", "int_", "bool_", "string_")) and kind.endswith(("_parsing", "_type")):
+        wanted = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "text"}
+        return f"{where}: expected {wanted[kind.split('_')[0]]}, got {given!r}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    shown = "" if isinstance(given, dict | list | BaseModel) or kind == "value_error" else f", got {given!r}"
+    return f"{where}: {message[0].lower() + message[1:]}{shown}"
+
+
+def _place(loc: Sequence[Any], tree: Any) -> list[Any]:
+    """Where the user wrote it: pydantic also names the chosen kind of every union on the way."""
+    place, at = [], tree
+    for part in loc:
+        if isinstance(at, Mapping) and part not in at and part == at.get("kind"):
+            continue
+        place.append(part)
+        inside = isinstance(at, Mapping) and part in at
+        at = at[part] if inside or (isinstance(at, Sequence) and isinstance(part, int)) else None
+    return place
+
+
+def _section(place: Sequence[Any], tree: Any) -> type[BaseModel] | None:
+    """The config class at a place of the tree, by the `kind` that stands there."""
+    model: type[BaseModel] | None = Recipe
+    at = tree
+    for part in place:
+        at = at.get(part) if isinstance(at, Mapping) else at[part] if isinstance(at, Sequence) else None
+        if isinstance(part, int):
+            kinds: Sequence[type[BaseModel]] = [m for m in _ALL_PARTS if _kind_of(m) is not None]
+        else:
+            field = model.model_fields.get(str(part)) if model else None
+            kinds = _classes(field.annotation, getattr(field, "metadata", ())) if field else []
+        kind = at.get("kind") if isinstance(at, Mapping) else None
+        named = [m for m in kinds if _kind_of(m) == kind and kind is not None]
+        model = named[0] if named else kinds[0] if len(kinds) == 1 else None
+    return model
+
+
+def _classes(annotation: Any, metadata: Any = ()) -> list[type[BaseModel]]:
+    """Config classes that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in getattr(annotation, "__args__", ()) for m in _classes(a)]
+
+
+def _kind_of(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return None if field is None else field.default
+
+
+def _walk_parts(model: type[BaseModel], seen: dict[type[BaseModel], None]) -> list[type[BaseModel]]:
+    if model not in seen:
+        seen[model] = None
+        for field in model.model_fields.values():
+            for inner in _classes(field.annotation):
+                _walk_parts(inner, seen)
+    return list(seen)
+
+
+_ALL_PARTS = _walk_parts(Recipe, {})

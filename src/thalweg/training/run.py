@@ -1,0 +1,156 @@
+"""The folder of a run: resolved recipe, provenance, metrics, samples. Anyone can read it without us."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thalweg.core.errors import UserError
+from thalweg.training.recipe import Recipe
+
+FORMAT = 1
+OURS = "recipe.yaml"
+
+
+class RunFolder:
+    """Where one run writes. The first process writes, the others look on."""
+
+    def __init__(self, path: Path, writes: bool) -> None:
+        self.path, self.writes = path, writes
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def start(self, recipe: Recipe, command: list[str]) -> None:
+        """Create the folder; raises UserError where it is taken or cannot be written."""
+        if not self.writes:
+            return
+        if (self.path / OURS).exists():
+            raise UserError(
+                f"{self.path}: holds a run already; `thalweg resume {self.path}` continues it, --out names another"
+            )
+        if self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path}: is not empty; give a new folder with --out")
+        try:
+            (self.path / "samples").mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            self.write_recipe(recipe)
+            write_whole(self.path / "run.json", json.dumps(_provenance(recipe, command), indent=1))
+            self.metrics.touch()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another folder with --out") from error
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        if self.writes:
+            write_whole(self.path / OURS, recipe.to_yaml())
+
+    def log(self, event: str, values: Mapping[str, Any]) -> None:
+        """One JSON line, flushed."""
+        if not self.writes:
+            return
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def forget_after(self, iteration: int) -> None:
+        """Drop metric lines of later iterations, and a line that an interruption cut off."""
+        if not self.writes or not self.metrics.exists():
+            return
+        kept = [json.dumps(line) for line in read_metrics(self.metrics) if line["iteration"] <= iteration]
+        write_whole(self.metrics, "".join(line + "\n" for line in kept))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: two processes writing one run would destroy it."""
+        if not self.writes:
+            yield
+            return
+        import fcntl
+
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"{self.path}: another process is training there; stop it first, or give another folder with --out"
+                ) from None
+            yield
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; one that was cut off while being written is passed over."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace the file in one step."""
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def default_folder(name: str) -> Path:
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _provenance(recipe: Recipe, command: list[str]) -> dict[str, Any]:
+    packages = ("thalweg", "torch", "numpy", "pydantic", "safetensors", "peft")
+    return {
+        "format": FORMAT,
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "git": _revision(),
+        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _revision() -> str | None:
+    """The git revision of the working directory, if it is a checkout."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def command_line() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]

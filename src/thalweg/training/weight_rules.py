@@ -1,0 +1,79 @@
+"""How named weights follow the policy: not at all, by copies, or by a moving average.
+
+    name <- keep * name + (1 - keep) * source,      keep = min(ramp (n - delay), decay), and 0 before the delay
+
+n counts the policy's updates, or its iterations. Presets of the papers: DiffusionNFT "slow" is ramp .001, decay .5;
+"fast" ramp .02, decay .99; "delayed" ramp .0075, decay .999, delay 75.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from thalweg.core.part import Part
+from thalweg.models.weights import POLICY, NamedWeights
+
+
+class Frozen(Part):
+    """Stays what it was at the start."""
+
+    kind: Literal["frozen"] = "frozen"
+
+
+class Copy(Part):
+    """Becomes the source every so often."""
+
+    kind: Literal["copy"] = "copy"
+    every: int = Field(default=1, ge=1)
+    """Iterations between copies."""
+
+
+class EMA(Part):
+    """Follows the source as an exponential moving average."""
+
+    kind: Literal["ema"] = "ema"
+    decay: float = Field(ge=0, le=1)
+    """Largest share of itself that is kept."""
+    ramp: float | None = Field(default=None, gt=0)
+    """How fast the kept share grows with n; None keeps `decay` from the start."""
+    delay: int = Field(default=0, ge=0)
+    """n up to which the source is copied."""
+    per: Literal["iteration", "update"] = "iteration"
+    """What n counts, and when the average moves."""
+
+    def keep(self, count: int) -> float:
+        if count < self.delay:
+            return 0.0
+        return self.decay if self.ramp is None else min(self.ramp * (count - self.delay), self.decay)
+
+
+class WeightRule(Part):
+    """One named set of weights."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    source: str = Field(default=POLICY, alias="from")
+    """The set it starts from and follows."""
+    update: Annotated[Frozen | Copy | EMA, Field(discriminator="kind")]
+
+
+def add_named(weights: NamedWeights, rules: dict[str, WeightRule]) -> None:
+    """Create every named set, a copy of its source."""
+    for name, rule in rules.items():
+        weights.add(name, rule.source)
+
+
+def after_update(weights: NamedWeights, rules: dict[str, WeightRule], updates: int) -> None:
+    """Move the averages that follow every update; `updates` are done."""
+    for name, rule in rules.items():
+        if isinstance(rule.update, EMA) and rule.update.per == "update":
+            weights.blend(name, rule.source, rule.update.keep(updates))
+
+
+def after_iteration(weights: NamedWeights, rules: dict[str, WeightRule], iterations: int) -> None:
+    """Move what follows every iteration; `iterations` are done."""
+    for name, rule in rules.items():
+        if isinstance(rule.update, EMA) and rule.update.per == "iteration":
+            weights.blend(name, rule.source, rule.update.keep(iterations))
+        if isinstance(rule.update, Copy) and iterations % rule.update.every == 0:
+            weights.blend(name, rule.source, 0)

@@ -1,0 +1,43 @@
+"""What a miniature world offers: prompts, a network with shipped weights, and an exact judge."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thalweg.core.values import Prompt
+
+
+class Judgement(Protocol):
+    """How an image answers its prompt."""
+
+    @property
+    def strict(self) -> bool:
+        """Everything asked for and nothing else."""
+        ...
+
+    @property
+    def score(self) -> float:
+        """Partial credit in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class World:
+    """A miniature task with an exact reward."""
+
+    name: str
+    summary: str
+    image_shape: tuple[int, int, int]
+    weights: Path
+    """The shipped base model."""
+    training_prompts: Callable[[], tuple[Prompt, ...]]
+    held_out_prompts: Callable[[], tuple[Prompt, ...]]
+    """Prompts that no training has seen; each one's metadata names its `task`."""
+    tokenize: Callable[[Sequence[str]], Int[Tensor, "B L"]]
+    judge: Callable[[Float[Tensor, "C H W"], Prompt], Judgement]
+    attributes: Callable[[Float[Tensor, "C H W"]], tuple[str, ...]]
+    """Labels of what an image shows, for diversity."""
