@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pretraining import Question, World, main
+from flow_pretraining import Question, World, main
 from torch import Tensor
 
 from thalweg.models.miniature.network import MiniatureConfig
@@ -22,7 +22,9 @@ TASK_WEIGHTS = {"single": 0.4, "two": 1.0, "counting": 1.1, "colors": 0.7, "posi
 def captions() -> dict[str, list[tuple[Specification, Tensor]]]:
     by_task: dict[str, list[tuple[Specification, Tensor]]] = {task: [] for task in TASK_WEIGHTS}
     for prompt in pretraining_prompts():
-        by_task[prompt.metadata["task"]].append((prompt.metadata["specification"], tokenize([prompt.text])[0]))
+        by_task[prompt.metadata["task"]].append(
+            (prompt.metadata["specification"], tokenize([prompt.text])[0])
+        )
     return by_task
 
 

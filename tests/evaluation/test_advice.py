@@ -1,5 +1,5 @@
 import pytest
-from conftest import BASE, TRAINED, eval_line, train_line
+from synthetic_run import BASE, TRAINED, eval_line, train_line
 
 from thalweg.evaluation import warnings
 
@@ -91,10 +91,15 @@ def test_a_ratio_deviation_is_measured_by_the_clip_range():
     assert warnings([], trains) == []
 
 
-def test_skipped_updates_are_added_up():
-    (text,) = said({}, trains=[train_line(1, skipped_updates=1), train_line(2, skipped_updates=2)])
+def test_skipped_updates_are_counted_so_far():
+    (text,) = said({}, trains=[train_line(1, skipped_updates=1), train_line(2, skipped_updates=3)])
     assert "`skipped_updates` counts 3 updates" in text
 
 
 def test_values_that_are_no_numbers_are_passed_over():
     assert said({"monitor/drift": float("nan"), "diversity/distance": None}) == []
+
+
+def test_invalid_rewards_are_added_up():
+    (text,) = said({}, trains=[train_line(1, invalid_rewards=1), train_line(2, invalid_rewards=2)])
+    assert "adds up to 3 samples" in text

@@ -16,7 +16,7 @@ from thalweg.evaluation import (
 
 
 def plain(red: float, green: float, blue: float) -> torch.Tensor:
-    return torch.tensor([red, green, blue])[None, :, None, None].expand(1, 3, 8, 8)
+    return torch.tensor([float(red), float(green), float(blue)])[None, :, None, None].expand(1, 3, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,20 @@ def test_bfloat16_latents_are_stepped_in_float32(solver):
     assert x_next.dtype == torch.float32
 
 
+def test_heun_averages_bfloat16_velocities_in_float32():
+    x, first, second = torch.tensor([[[1.0]], [[1.0]], [[1.0078125]]]).bfloat16()
+    predicted, memory = Heun().step(x, first, 1.0, 0.5, None)
+    corrected, _ = Heun().step(predicted, second, 0.5, 0.5, memory)
+    assert_close(corrected, torch.tensor([[0.498046875]]), atol=0, rtol=0)  # 1 - 2.0078125 / 4
+
+
+def test_dpm_solver_stays_finite_a_rounding_below_pure_noise():
+    below_one = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
+    levels, x = torch.linspace(0.01, 0.99, 4000), torch.ones(4000, 1)
+    got, _ = DPMSolver().step(x, x, levels, 0.9 * levels, DPMSolver().observe(x, 2 * x, below_one))
+    assert got.isfinite().all()
+
+
 def test_a_recipe_names_a_solver_by_its_kind():
     read = TypeAdapter(Solver).validate_python
     assert [read({"kind": kind}) for kind in ("euler", "heun", "dpm_solver")] == SOLVERS

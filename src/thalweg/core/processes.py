@@ -81,6 +81,11 @@ def connect() -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
+def is_first_process() -> bool:
+    """Whether this process writes and prints, told from torchrun's variables alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def disconnect(processes: Processes) -> None:
     """Leave the group, if there is one."""
     if processes.count > 1 and dist.is_initialized():

@@ -37,7 +37,7 @@ def warnings(evals: Sequence[Line], trains: Sequence[Line], *, clip_range: float
         _no_gain,
     ]
     found = [text for rule in rules for text in rule(evals)] if len(evals) > 1 else []
-    for rule in (_no_variance, partial(_ratio_deviates, clip_range=clip_range), _skipped):
+    for rule in (_no_variance, partial(_ratio_deviates, clip_range=clip_range), _skipped, _invalid):
         found += rule(trains)
     return found
 
@@ -230,11 +230,21 @@ def _ratio_deviates(trains: Sequence[Line], clip_range: float | None) -> list[st
 
 
 def _skipped(trains: Sequence[Line]) -> list[str]:
-    skipped = sum(value for _, value in series(trains, "skipped_updates"))
+    skipped = max((value for _, value in series(trains, "skipped_updates")), default=0.0)
     if skipped == 0:
         return []
+    updates = "update" if skipped == 1 else "updates"
     return [
-        f"`skipped_updates` counts {skipped:.0f} {'update' if skipped == 1 else 'updates'} left out because "
-        f"the loss was "
-        "not finite: lower `optim.learning_rate`, and check the rewards for values far out of range."
+        f"`skipped_updates` counts {skipped:.0f} {updates} left out because the gradient was not finite: lower "
+        "`optim.learning_rate`, and check the rewards for values far out of range."
+    ]
+
+
+def _invalid(trains: Sequence[Line]) -> list[str]:
+    invalid = sum(value for _, value in series(trains, "invalid_rewards"))
+    if invalid == 0:
+        return []
+    return [
+        f"`invalid_rewards` adds up to {invalid:.0f} samples whose reward was not a number, so they taught "
+        "nothing: find the reward that returns NaN among `reward/...`, and see which images it cannot judge."
     ]

@@ -83,6 +83,10 @@ HEALTH = (
     Shown("ratio_deviation", "Ratio deviation", Axis("|ratio − 1|"), "before the first update; should be 0"),
     Shown("clip_fraction", "Clipped ratios", PERCENT, "share of loss terms held by the clip"),
     Shown("kl", "KL from the reference", Axis("nats"), "grows as the policy leaves the base"),
+    Shown("log_ratio", "Log ratio", Axis("nats"), "mean of log(new / old); below 0 the policy moved away"),
+    Shown(
+        "old_distance", "Distance from the old policy", Axis("velocity²"), "mean squared; grows with the step"
+    ),
     Shown("loss", "Loss", Axis("loss"), "its level says little by itself"),
     Shown("grad_norm", "Gradient norm", Axis("norm"), "before clipping"),
     Shown(
@@ -92,10 +96,8 @@ HEALTH = (
         "they teach nothing; dotted: half",
         (0.0, NO_VARIANCE),
     ),
-    Shown(
-        "reward_std", "Spread of the reward", Axis("reward"), "deviation in a group: what can be learnt from"
-    ),
-    Shown("skipped_updates", "Skipped updates", Axis("updates"), "should be 0", (0.0, 1.0)),
+    Shown("reward_std", "Spread of the reward", Axis("reward"), "standard deviation over the samples"),
+    Shown("skipped_updates", "Skipped updates", Axis("updates"), "so far; should be 0", (0.0, 1.0)),
 )
 
 
@@ -219,13 +221,12 @@ def _tiles(run: Record) -> list[tuple[str, str, str]]:
             ("Network passes", number(passes), f"{number(run.last('backwards') or 0)} with a backward")
         )
     if hardware := run.facts.get("hardware"):
-        processes = series(run.trains, "processes")
-        count = f"{processes[-1][1]:.0f} process{'es' if processes[-1][1] > 1 else ''}" if processes else ""
-        words = hardware if isinstance(hardware, dict) else {"hardware": hardware}
-        first, *rest = [
-            in_words(v) if i == 0 else f"{k} {in_words(v)}" for i, (k, v) in enumerate(words.items()) if v
-        ]
-        tiles.append(("Hardware", first, ", ".join([*rest, count] if count else rest)))
+        known = hardware if isinstance(hardware, dict) else {"hardware": hardware}
+        named = [in_words(known[key]) for key in ("accelerator", "processor", "hardware") if known.get(key)]
+        rest = [f"{in_words(known[key])} {key}" for key in ("cores", "threads") if known.get(key)]
+        if processes := series(run.trains, "processes"):
+            rest.append(f"{processes[-1][1]:.0f} process{'es' if processes[-1][1] > 1 else ''}")
+        tiles.append(("Hardware", named[0] if named else "unknown", ", ".join([*named[1:], *rest])))
     return tiles
 
 
@@ -274,9 +275,8 @@ def _accuracy(run: Record) -> str:
         points = series(run.evals, f"accuracy/{task}")
         if points:
             title = task.replace("_", " ").capitalize()
-            tasks.append(
-                chart(title, [Curve(task, points)], y=PERCENT, reference=("base", points[0][1]), reach=(0.0, 1.0))
-            )
+            base = ("base", points[0][1])
+            tasks.append(chart(title, [Curve(task, points)], y=PERCENT, reference=base, reach=(0.0, 1.0)))
     return f'<div class="wide">{wide}</div>' + (f'<div class="cards">{"".join(tasks)}</div>' if tasks else "")
 
 
@@ -361,10 +361,12 @@ def _cost(run: Record) -> str:
         )
     evaluations, backwards = run.last("evaluations"), run.last("backwards")
     if evaluations is not None:
-        rows = [("without a gradient", evaluations - (backwards or 0.0)), ("with a backward", backwards or 0.0)]
-        bar = stacked_bar(
-            [(name, value, number(value)) for name, value in rows if value > 0], label="network passes"
-        )
+        rows = [
+            ("without a gradient", evaluations - (backwards or 0.0)),
+            ("with a backward", backwards or 0.0),
+        ]
+        parts = [(name, value, number(value)) for name, value in rows if value > 0]
+        bar = stacked_bar(parts, label="network passes")
         samples = [value for _, value in series(run.trains, "samples")]
         words = f"{number(evaluations)} passes of a sample through the network, {number(backwards or 0)} back"
         if samples:

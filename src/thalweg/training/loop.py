@@ -23,6 +23,7 @@ from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.data import draw_prompts, load_prompts
 from thalweg.training.memory import peak_megabytes
+from thalweg.training.plan import batch_plan
 from thalweg.training.optimise import make_optimizer, update
 from thalweg.training.recipe import Recipe
 from thalweg.training.run import RunFolder, command_line, default_folder
@@ -72,6 +73,7 @@ def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -
 
 def _run(recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress | None) -> Run:
     policy = load_policy(recipe)
+    batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything heavy starts
     optimizer = make_optimizer(policy.weights, recipe.optim)
     prompts = load_prompts(recipe.data.prompts, recipe.model.world)
     clock, trackers = Clock(), Trackers(recipe, folder.path if folder.writes else None)
@@ -91,8 +93,10 @@ def _run(recipe: Recipe, folder: RunFolder, processes: Processes, progress: Prog
         if state.iteration == 0:
             log("eval", evaluate(recipe, policy, folder, processes, state, clock))
         while state.iteration < recipe.iterations and not processes.any(stop.requested()):
+            started = stop.seconds()
             metrics = iterate(recipe, policy, optimizer, prompts, processes, state, clock)
-            log("train", metrics | clock.read() | {"memory/peak_mb": peak_megabytes(policy.device)})
+            speed = {"samples_per_second": metrics["samples"] / (stop.seconds() - started)}
+            log("train", metrics | clock.read() | speed | {"memory/peak_mb": peak_megabytes(policy.device)})
             last = state.iteration == recipe.iterations
             if last or (recipe.evaluation.every and state.iteration % recipe.evaluation.every == 0):
                 log("eval", evaluate(recipe, policy, folder, processes, state, clock))

@@ -1,12 +1,14 @@
-"""A closed vocabulary: what a world's prompts may be made of, and the tokens its network reads. Token 0 is padding."""
+"""A closed vocabulary: words of a world's prompts and the tokens its network reads; token 0 is padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.core.names import nearest
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,12 @@ class Vocabulary:
 
     def encode(self, words: Sequence[str]) -> Int[Tensor, " L"]:
         """Tokens of one prompt, padded with 0; no word at all is the unconditional prompt."""
+        text = " ".join(words)
         if len(words) > self.length:
-            raise ValueError(f"{' '.join(words)!r} has {len(words)} words; this model reads at most {self.length}")
+            raise UserError(f"prompt '{text}': {len(words)} words; this world reads at most {self.length}")
         tokens = torch.zeros(self.length, dtype=torch.long)
         for position, word in enumerate(words):
             if word not in self.words:
-                near = get_close_matches(word, self.words, n=3, cutoff=0.0)
-                raise ValueError(f"{word!r} is no word this model knows; the nearest are {', '.join(near)}")
+                raise UserError(f"prompt '{text}': no such word '{word}'{nearest(word, self.words)}")
             tokens[position] = self.words.index(word) + 1
         return tokens

@@ -4,9 +4,9 @@ With x_σ = (1-σ) x0 + σ ε and pixels in [-1, 1] it predicts x0 and returns t
 
     v = (x_σ - x̂0) / max(σ, 0.05)          (= ε - x0 where x̂0 = x0 and σ >= 0.05)
 
-Pixels are folded 2x2 into channels, a convolutional stem works at half resolution, tokens at a quarter; text tokens
-attend to each other first, so that a colour finds its noun, and then join the image tokens. Token 0 is padding: a
-prompt of padding alone is the unconditional one. Shapes: M tokens in all, A attention heads.
+Pixels are folded 2x2 into channels, a convolutional stem works at half resolution, tokens at a quarter; text
+tokens attend to each other first, so that a colour finds its noun, and then join the image tokens. Token 0 is
+padding: a prompt of padding alone is the unconditional one. Shapes: M tokens in all, S stem channels.
 """
 
 from typing import Literal
@@ -60,7 +60,8 @@ class Attention(nn.Module):
 
     def forward(self, h: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
         q, k, v = (
-            to(h).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v)
+            to(h).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for to in (self.to_q, self.to_k, self.to_v)
         )
         # In bfloat16 on a CPU the fused kernel spends more on its backward than the rest of the network.
         weights = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(3)
@@ -93,7 +94,7 @@ class TextBlock(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """A transformer block whose norms and gates are set by σ and the prompt (Peebles & Xie 2023, arXiv:2212.09748)."""
+    """A transformer block modulated by σ and the prompt (Peebles & Xie 2023, arXiv:2212.09748)."""
 
     def __init__(self, config: MiniatureConfig) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """Read a scene back exactly and judge it against a specification.
 
-The border is background. What differs from it falls into 8-connected components; each is explained by the sprite,
-over all shapes and about its size and place, that fits its coverage best in the least-squares sense. A component no sprite
-explains, or of no known colour, is an object without a shape or colour: it can only be wrong.
-The partial credit follows GenEval's training reward in Flow-GRPO (Liu et al. 2025, arXiv:2505.05470): a mean of
-terms for number, colour, size, position and background. It is 1 exactly where the verdict is strict.
+The border is background. What differs from it falls into 8-connected components; each is explained by the
+sprite, over all shapes at about its size and place, that fits its coverage best in the least-squares sense. A
+component that no sprite or colour explains has none: it can only be wrong. The partial credit follows the
+GenEval reward of Flow-GRPO (Liu et al. 2025, arXiv:2505.05470): a mean of terms for number, colour, size,
+position and background. It is 1 exactly where the verdict is strict.
 """
 
 from collections.abc import Iterator
@@ -178,7 +178,7 @@ def attributes(image: Float[Tensor, "3 16 16"]) -> tuple[Found, ...]:
 
 
 def lies(first: Found, second: Found) -> str | None:
-    """How the first lies to the second, by the larger offset of their centres; None where neither is larger."""
+    """How the first lies to the second, by the larger offset of their centres; None for a tie."""
     (top_a, left_a, size_a), (top_b, left_b, size_b) = first.box, second.box
     down, right = top_b - top_a + (size_b - size_a) / 2, left_b - left_a + (size_b - size_a) / 2
     if abs(down) == abs(right):
@@ -218,6 +218,10 @@ def check(image: Float[Tensor, "3 16 16"], specification: Specification) -> Verd
     if specification["relation"]:
         first, second = chosen
         terms.append(float(any(lies(a, b) == specification["relation"] for a in first for b in second)))
-    terms.append(float(tint_of(background) in ([specification["background"]] if specification["background"] else TINTS)))
+    terms.append(
+        float(
+            tint_of(background) in ([specification["background"]] if specification["background"] else TINTS)
+        )
+    )
     score = sum(terms) / len(terms)
     return Verdict(all(term == 1 for term in terms), score, objects)

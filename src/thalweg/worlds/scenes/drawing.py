@@ -1,7 +1,7 @@
 """Draw a scene: crisp sprites of 5 to 8 pixels on a near-white background, 16x16 RGB.
 
-Objects keep one pixel of background to the border and to each other. What the specification leaves free (colour,
-size, place, tint) is drawn at random.
+Objects keep one pixel of background to the border and to each other. What the specification leaves free
+(colour, size, place, tint) is drawn at random.
 """
 
 from functools import cache
@@ -42,7 +42,9 @@ def sprite(shape: str, size: int) -> Float[ndarray, "size size"]:
     return cover.astype(np.float64)
 
 
-def boxes(sizes: list[int], relation: str | None, rng: np.random.Generator) -> list[tuple[int, int, int]] | None:
+def boxes(
+    sizes: list[int], relation: str | None, rng: np.random.Generator
+) -> list[tuple[int, int, int]] | None:
     """Random (top, left, size) with a pixel between any two, or None where the throw does not fit."""
     placed: list[tuple[int, int, int]] = []
     for size in sizes:
@@ -59,9 +61,12 @@ def boxes(sizes: list[int], relation: str | None, rng: np.random.Generator) -> l
     if relation is not None:
         (t, u, s), (top, left, size) = placed
         down, right = top + size / 2 - t - s / 2, left + size / 2 - u - s / 2
-        along, across = {"left": (right, down), "right": (-right, down), "above": (down, right), "below": (-down, right)}[
-            relation
-        ]
+        along, across = {
+            "left": (right, down),
+            "right": (-right, down),
+            "above": (down, right),
+            "below": (-down, right),
+        }[relation]
         if along < abs(across) + 2:
             return None
     return placed

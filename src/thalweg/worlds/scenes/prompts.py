@@ -1,8 +1,8 @@
 """What is asked for: six tasks as in GenEval (Ghosh et al. 2023, arXiv:2310.11513) and their splits.
 
-A composition is what a prompt means. Wordings that mean the same ("a red square and a blue circle" turned round,
-"A left of B" and "B right of A") are one composition, and a composition belongs to one split only. A specification
-is the composition as plain JSON:
+A composition is what a prompt means. Wordings that mean the same ("a red square and a blue circle" turned
+round, "A left of B" and "B right of A") are one composition, and a composition belongs to one split only. A
+specification is the composition as plain JSON:
 
     {"task": ..., "objects": [{"shape", "color", "size", "count"}, ...], "relation": ..., "background": ...}
 
@@ -47,7 +47,9 @@ def compositions(task: str) -> Iterator[Specification]:
             for shape, size, background in product(SHAPES, (None, *SIZES), backgrounds):
                 yield specification(task, thing(shape, size=size), background=background)
         case "two":
-            for (a, b), (color_a, color_b), background in product(combinations(SHAPES, 2), halves, backgrounds):
+            for (a, b), (color_a, color_b), background in product(
+                combinations(SHAPES, 2), halves, backgrounds
+            ):
                 yield specification(task, thing(a, color_a), thing(b, color_b), background=background)
         case "counting":
             for shape, color, count, background in product(SHAPES, colors, COUNTS.values(), backgrounds):
@@ -59,7 +61,9 @@ def compositions(task: str) -> Iterator[Specification]:
             for (a, b), (color_a, color_b), relation, background in product(
                 permutations(SHAPES, 2), halves, ("left", "above"), backgrounds
             ):
-                yield specification(task, thing(a, color_a), thing(b, color_b), relation=relation, background=background)
+                yield specification(
+                    task, thing(a, color_a), thing(b, color_b), relation=relation, background=background
+                )
         case "attribute":
             for (a, b), (color_a, color_b) in product(combinations(SHAPES, 2), permutations(COLORS, 2)):
                 yield specification(task, thing(a, color_a), thing(b, color_b))

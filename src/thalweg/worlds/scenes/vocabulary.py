@@ -37,4 +37,6 @@ VOCABULARY = Vocabulary(
 
 def tokenize(texts: Sequence[str]) -> Int[Tensor, "B L"]:
     """Tokens of each prompt, word by word; case and punctuation do not matter."""
-    return torch.stack([VOCABULARY.encode(text.lower().replace(",", " ").replace(".", " ").split()) for text in texts])
+    return torch.stack(
+        [VOCABULARY.encode(text.lower().replace(",", " ").replace(".", " ").split()) for text in texts]
+    )

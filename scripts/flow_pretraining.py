@@ -1,12 +1,12 @@
 """Pretrain the small flow model of a world on the pictures it draws itself, by likelihood alone.
 
-Flow matching: with x_σ = (1-σ) x0 + σ ε the loss is |v - (ε - x0)|², whose weight in x0 is 1/σ² (held at 1/0.1²).
-The schedule is warm-up, stable, decay: `stable` runs as long as one likes, `anneal` takes the learning rate linearly
-to a twentieth, `distill` regresses the velocity onto the guided one, so that sampling needs no guidance, and
-`export` writes the averaged weights. Every stage resumes from the checkpoint of the one before.
+Flow matching: with x_σ = (1-σ) x0 + σ ε the loss is |v - (ε - x0)|², whose weight in x0 is 1/σ² (held at
+1/0.1²). The schedule is warm-up, stable, decay: `stable` runs as long as one likes, `anneal` takes the rate
+linearly to a twentieth, `distill` regresses the velocity onto the guided one, so that sampling needs no
+guidance, and `export` writes the averaged weights. Every stage resumes from the checkpoint of the one before.
 
-Processes are data parallel. A bfloat16 copy computes gradients; float32 weights, moments and average live in flat
-vectors. Captions are dropped now and then, so that the prompt of padding alone is the unconditional one.
+Processes are data parallel. A bfloat16 copy computes gradients; float32 weights, moments and average live in
+flat vectors. Captions are dropped now and then, so that the prompt of padding alone is the unconditional one.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, multiprocessing
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from thalweg.models.miniature.network import Miniature, MiniatureConfig
 
@@ -94,14 +96,21 @@ class Pool:
 
 def draw_sigmas(size: int) -> Tensor:
     """Three quarters around σ = 0.7, where the layout is decided; the rest uniform."""
-    return torch.where(torch.rand(size) < 0.75, torch.sigmoid(torch.randn(size) * 1.1 + 0.8), torch.rand(size))
+    return torch.where(
+        torch.rand(size) < 0.75, torch.sigmoid(torch.randn(size) * 1.1 + 0.8), torch.rand(size)
+    )
+
+
+def coarse(config: MiniatureConfig) -> Miniature:
+    """A network in bfloat16, laid out as the CPU's convolutions like it."""
+    return Miniature(config).bfloat16().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 class Flat:
     """A network whose parameters, gradients and moments are flat vectors."""
 
     def __init__(self, config: MiniatureConfig) -> None:
-        self.working = Miniature(config).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+        self.working = coarse(config)
         self.parameters = list(self.working.parameters())
         self.shapes = [p.shape for p in self.parameters]
         torch.manual_seed(0)
@@ -163,7 +172,7 @@ def sample(network: Miniature, tokens: Tensor, seed: int, guidance: float = 1.0)
     noise = torch.Generator().manual_seed(seed)
     x = torch.randn(len(tokens), config.channels, config.height, config.width, generator=noise)
     sigmas = torch.linspace(1, 0, EULER_STEPS + 1)
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         velocity = network(x, sigma.expand(len(x)), tokens)
         if guidance != 1:
             free = network(x, sigma.expand(len(x)), torch.zeros_like(tokens))
@@ -172,7 +181,9 @@ def sample(network: Miniature, tokens: Tensor, seed: int, guidance: float = 1.0)
     return (x / 2 + 0.5).clamp(0, 1)
 
 
-def evaluate(network: Miniature, questions: Sequence[Question], seeds: int, guidance: float = 1.0) -> dict[str, float]:
+def evaluate(
+    network: Miniature, questions: Sequence[Question], seeds: int, guidance: float = 1.0
+) -> dict[str, float]:
     """Strict accuracy of each task and their mean."""
     hits: dict[str, list[bool]] = {}
     for seed in range(seeds):
@@ -215,7 +226,7 @@ def work(rank: int, processes: int, world: World, stage: str, seconds: float) ->
     if stage == "distill":
         flat.weights.copy_(flat.average)
         flat.put(flat.average, flat.working)
-        teacher = Miniature(config).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+        teacher = coarse(config)
         flat.put(flat.average, teacher)
     torch.manual_seed(progress["step"] * processes + rank)
     pool = Pool(world, np.random.default_rng([progress["step"], rank]))
@@ -270,7 +281,10 @@ def work(rank: int, processes: int, world: World, stage: str, seconds: float) ->
                 save(flat, progress, path)
                 saved = now
             if ends or now - evaluated > EVALUATE_EVERY:
-                write(folder, {"stage": stage, **progress, "strict": evaluate(averaged(flat, config), questions, 1)})
+                write(
+                    folder,
+                    {"stage": stage, **progress, "strict": evaluate(averaged(flat, config), questions, 1)},
+                )
                 evaluated = now
         last = now
         if ends:
@@ -313,7 +327,9 @@ def export(world: World, seeds: int) -> None:
 
 
 def main(world: World) -> None:
-    parser = argparse.ArgumentParser(description=f"Pretrain the base of the {world.name} world, stage by stage.")
+    parser = argparse.ArgumentParser(
+        description=f"Pretrain the base of the {world.name} world, stage by stage."
+    )
     parser.add_argument("stage", choices=["stable", "anneal", "distill", "evaluate", "export"])
     parser.add_argument("--seconds", type=float, default=3600, help="wall-clock time of this stage")
     parser.add_argument("--processes", type=int, default=2, help="one thread each")
@@ -336,4 +352,4 @@ def main(world: World) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 1000))
         arguments = (options.processes, world, options.stage, options.seconds)
-        multiprocessing.spawn(work, arguments, nprocs=options.processes)
+        spawn(work, arguments, nprocs=options.processes)

@@ -1,0 +1,5 @@
+"""`python -m thalweg`, which torchrun starts too."""
+
+from thalweg.cli import main
+
+main()

@@ -1,0 +1,123 @@
+"""Tables of what there is, and of what a recipe costs."""
+
+import json
+import platform
+from importlib import metadata
+from typing import Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+Row = dict[str, Any]
+
+
+def print_table(title: str, rows: list[Row], as_json: bool) -> None:
+    """The rows as JSON or as a table as wide as the terminal."""
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("yes" if v is True else "NO" if v is False else str(v) for v in row.values()))
+    Console().print(table)
+
+
+def method_rows() -> list[Row]:
+    from thalweg.training.recipe import find_recipe, recipe_names
+
+    rows = []
+    for name in recipe_names():
+        recipe = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
+        rows.append(
+            {
+                "recipe": name,
+                "method": recipe["title"],
+                "paper": recipe["paper"],
+                "plan": recipe["rollout"]["plan"]["kind"],
+                "objective": recipe["objective"]["kind"],
+            }
+        )
+    return rows
+
+
+def model_rows() -> list[Row]:
+    from thalweg.worlds import WORLDS
+
+    return [
+        {
+            "model": "miniature",
+            "world": world.name,
+            "size": f"{world.weights.stat().st_size / 1e6:.1f} MB" if world.weights.exists() else "missing",
+            "what": f"a small flow transformer for {world.summary}",
+        }
+        for world in WORLDS.values()
+    ]
+
+
+def reward_rows() -> list[Row]:
+    from thalweg.rewards import KINDS
+    from thalweg.worlds import WORLDS
+
+    short = [{"reward": name, "what": f"exact judge of the world '{name}'"} for name in WORLDS]
+    kinds = [{"reward": name, "what": " ".join((kind.__doc__ or "").split())} for name, kind in KINDS.items()]
+    return [*short, *kinds]
+
+
+def world_rows() -> list[Row]:
+    from thalweg.worlds import WORLDS
+
+    return [
+        {
+            "world": world.name,
+            "what": world.summary,
+            "image": "x".join(map(str, world.image_shape)),
+            "training prompts": len(world.training_prompts()),
+            "held-out prompts": len(world.held_out_prompts()),
+        }
+        for world in WORLDS.values()
+    ]
+
+
+def installation_rows() -> list[Row]:
+    """Versions, the accelerator, and the shipped weights."""
+    import torch
+
+    from thalweg.worlds import WORLDS
+
+    rows: list[Row] = [{"what": "python", "value": platform.python_version(), "ok": True, "advice": ""}]
+    for package in ("thalweg", "torch", "peft", "pydantic", "safetensors"):
+        rows.append({"what": package, "value": metadata.version(package), "ok": True, "advice": ""})
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; the embedded worlds need none"
+    rows.append({"what": "accelerator", "value": device, "ok": True, "advice": ""})
+    rows.append({"what": "threads", "value": torch.get_num_threads(), "ok": True, "advice": ""})
+    for world in WORLDS.values():
+        there = world.weights.is_file()
+        advice = "" if there else "reinstall thalweg"
+        rows.append({"what": f"weights of {world.name}", "value": world.weights.name, "ok": there, "advice": advice})
+    return rows
+
+
+def print_plan(recipe: Any) -> None:
+    """The resolved recipe, how an iteration divides, and an estimate of passes and memory."""
+    from thalweg.core.processes import connect, disconnect
+    from thalweg.training.loop import load_policy
+    from thalweg.training.plan import batch_plan
+
+    processes = connect()
+    plan = batch_plan(recipe, load_policy(recipe), processes.count)
+    disconnect(processes)
+    if not processes.is_first:
+        return
+    typer.echo(recipe.to_yaml())
+    typer.echo(
+        f"# each of {recipe.iterations} iterations: {plan.prompts} prompts x {plan.group_size} = {plan.samples} samples"
+        f" on {plan.processes} process(es), {plan.updates} update(s)\n"
+        f"# passes of one sample: {plan.rollout_passes} in the rollout, {plan.trained_rows} with gradient, "
+        f"{plan.anchor_passes} of anchors and sweeps; {plan.evaluations * recipe.iterations} forwards in all\n"
+        f"# memory: {plan.stored_bytes / 2**20:.1f} MiB of stored states, {plan.weight_bytes / 2**20:.1f} MiB of "
+        "weights, gradients and optimizer state, besides activations of one micro-batch"
+    )

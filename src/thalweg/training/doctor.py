@@ -1,0 +1,103 @@
+"""Is a recipe sound on this machine? One rollout, replayed and differentiated, without changing anything.
+
+Shapes: B rows.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from thalweg.core.processes import Processes
+from thalweg.core.values import Transitions
+from thalweg.rewards import score, total, weights_of
+from thalweg.training.backward import backward, recompute_log_probs
+from thalweg.training.data import draw_prompts, load_prompts
+from thalweg.training.loop import collect, load_policy
+from thalweg.training.plan import batch_plan
+from thalweg.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    value: str
+    ok: bool
+    advice: str = ""
+
+
+def examine(recipe: Recipe) -> list[Finding]:
+    """Replay stored steps and differentiate the objective once; nothing is trained."""
+    policy, alone = load_policy(recipe), Processes()
+    plan = batch_plan(recipe, policy)
+    prompts = load_prompts(recipe.data.prompts, recipe.model.world)
+    before = policy.passes.evaluations
+    forest = collect(recipe, policy, draw_prompts(prompts, recipe.data, recipe.seed, 0), alone, 0)
+    passes = policy.passes.evaluations - before
+    scores = score(recipe.rewards, policy.decode(forest.latents), forest.leaf_prompts)
+    advantages = recipe.credit.advantages(scores, weights_of(recipe.rewards), forest.leaves)
+    rows = recipe.objective.experience(forest, advantages, seed=recipe.seed, iteration=0)
+    rows = replace(rows, weight=torch.ones(len(rows)))
+    findings = [
+        Finding("rollout passes", f"{passes}, planned {plan.rollout_passes}", passes == plan.rollout_passes),
+        *_groups(recipe, forest.leaves, total(scores, recipe.rewards)),
+    ]
+    if isinstance(rows, Transitions):
+        findings += _replay(recipe, policy, rows, forest)
+    backward(recipe.objective, policy, rows, forest.condition, recipe.optim.micro_batch, 1 / len(rows))
+    silent = [n for n, p in policy.weights.parameters.items() if p.grad is None]
+    findings.append(
+        Finding(
+            "parameters without gradient",
+            f"{len(silent)} of {len(policy.weights.parameters)}",
+            not silent,
+            f"such as '{silent[0]}': the objective never reaches it" if silent else "",
+        )
+    )
+    norm = torch.stack([p.grad.norm() for p in policy.weights.parameters.values() if p.grad is not None]).norm()
+    findings.append(Finding("gradient norm", f"{float(norm):.3g}", bool(norm.isfinite())))
+    return findings
+
+
+def _groups(recipe: Recipe, leaves, reward) -> list[Finding]:  # noqa: ANN001
+    groups = recipe.credit.groups(leaves)
+    sizes = torch.bincount(groups)
+    flat = sum(bool((reward[groups == g] == reward[groups == g][0]).all()) for g in range(len(sizes)))
+    return [
+        Finding(
+            "group completeness",
+            f"{len(sizes)} groups of {int(sizes.min())} to {int(sizes.max())}",
+            bool(sizes.min() == sizes.max()) and int(sizes.min()) > 1,
+            "" if int(sizes.min()) > 1 else "a group of one has no advantage; change credit.group_by",
+        ),
+        Finding(
+            "groups without variance",
+            f"{flat} of {len(sizes)}",
+            flat <= len(sizes) / 2,
+            "" if flat <= len(sizes) / 2 else "half of the groups teach nothing; make groups larger or prompts harder",
+        ),
+    ]
+
+
+def _replay(recipe: Recipe, policy, rows: Transitions, forest) -> list[Finding]:  # noqa: ANN001
+    clip = getattr(recipe.objective, "clip_range", 0.0)
+    again = recompute_log_probs(recipe.objective, policy, rows, forest.condition, recipe.optim.micro_batch)
+    single = recompute_log_probs(recipe.objective, policy, rows, forest.condition, 1)
+    deviation = float((again - rows.old_log_prob).abs().max())
+    floor = float((single - again).abs().max())
+    advice = "set objective.old_log_prob=recompute, or a larger objective.clip_range"
+    return [
+        Finding(
+            "ratio deviation",
+            f"{deviation:.2g}, clip range {clip:.2g}",
+            deviation <= 0.01 * clip,
+            "" if deviation <= 0.01 * clip else advice,
+        ),
+        Finding(
+            "noise floor between batch shapes",
+            f"{floor:.2g}, clip range {clip:.2g}",
+            floor <= 0.01 * clip,
+            "" if floor <= 0.01 * clip else advice,
+        ),
+    ]
