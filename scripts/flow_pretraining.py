@@ -310,6 +310,7 @@ def export(world: World, seeds: int) -> None:
         world.weights,
         metadata={"config": world.config.model_dump_json()},
     )
+    world.weights.chmod(0o644)  # safetensors writes files that only their owner can read
     about = {
         "images": progress["images"],
         "seconds": round(progress["seconds"]),

@@ -4,7 +4,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from flow_pretraining import Question, World, main
 from torch import Tensor
 
@@ -60,5 +59,4 @@ WORLD = World(
 )
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main(WORLD)

@@ -1,8 +1,8 @@
 """Thalweg: align generative flow and diffusion models by online reinforcement learning.
 
-    recipe = thalweg.load_recipe("mix-grpo", {"iterations": 40})
-    run = thalweg.train(recipe, out="runs/mine")
-    images = thalweg.sample("runs/mine", ["a red square left of a blue circle"])
+recipe = thalweg.load_recipe("mix-grpo", {"iterations": 40})
+run = thalweg.train(recipe, out="runs/mine")
+images = thalweg.sample("runs/mine", ["a red square left of a blue circle"])
 """
 
 import importlib

@@ -1,5 +1,5 @@
 """Fixtures of these tests."""
 
-from synthetic_run import write_run
+from evaluation.synthetic_run import write_run
 
 __all__ = ["write_run"]

@@ -1,5 +1,5 @@
 import pytest
-from synthetic_run import BASE, TRAINED, eval_line, train_line
+from evaluation.synthetic_run import BASE, TRAINED, eval_line, train_line
 
 from thalweg.evaluation import warnings
 

@@ -110,3 +110,10 @@ def test_the_base_itself_shows_no_drift_and_a_collapsed_policy_all_duplicates():
     collapsed = monitor_metrics(images[:1].expand(8, -1, -1, -1), images, group)
     assert collapsed["monitor/duplicates"] == 1.0
     assert collapsed["monitor/drift"] > 0.5
+
+
+@pytest.mark.parametrize(("waves", "share"), [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)])
+def test_high_means_above_half_of_nyquist(waves, share):
+    # 8 pixels hold at most 4 waves, so 2 are exactly half of Nyquist, which is not above it.
+    wave = (0.5 + 0.4 * torch.cos(2 * math.pi * waves * torch.arange(8) / 8)).expand(1, 1, 8, 8)
+    assert image_statistics(wave)["high_frequency"].item() == pytest.approx(share, abs=1e-6)

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from PIL import Image
-from synthetic_run import BASE, RUN, TRAINED, eval_line, train_line, write_sheets
+from evaluation.synthetic_run import BASE, RUN, TRAINED, eval_line, train_line, write_sheets
 
 from thalweg.core.errors import UserError
 from thalweg.evaluation import (

@@ -197,7 +197,11 @@ def _say_where(run: Any) -> None:
     from thalweg.core.processes import is_first_process
 
     if is_first_process():
-        state = "finished" if run.finished else f"stopped at iteration {run.iteration}; `thalweg resume {run.path}`"
+        state = (
+            "finished"
+            if run.finished
+            else f"stopped at iteration {run.iteration}; `thalweg resume {run.path}`"
+        )
         typer.echo(f"{run.path}: {state}; report: {run.path / 'report.html'}")
 
 

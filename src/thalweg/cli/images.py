@@ -21,5 +21,7 @@ def save_images(images: Float[Tensor, "B 3 H W"], folder: Path, scale: int) -> l
             paths.append(folder / f"{number:04d}.png")
             picture.resize(size, Image.Resampling.NEAREST).save(paths[-1])
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another folder with --out") from error
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); give another folder with --out"
+        ) from error
     return paths

@@ -53,4 +53,6 @@ def _sentence(event: str, line: dict[str, Any], iterations: int) -> str:
         left = line["seconds"] / max(line["iteration"], 1) * (iterations - line["iteration"])
         return f"{place}  {_speed(line)}  {left / 60:.1f} min left"
     shown = {"accuracy": "accuracy", "reward": "held-out reward", "diversity": "diversity"}
-    return f"{place}  " + "  ".join(f"{text} {line[name]:.3f}" for name, text in shown.items() if name in line)
+    return f"{place}  " + "  ".join(
+        f"{text} {line[name]:.3f}" for name, text in shown.items() if name in line
+    )

@@ -91,13 +91,17 @@ def installation_rows() -> list[Row]:
     rows: list[Row] = [{"what": "python", "value": platform.python_version(), "ok": True, "advice": ""}]
     for package in ("thalweg", "torch", "peft", "pydantic", "safetensors"):
         rows.append({"what": package, "value": metadata.version(package), "ok": True, "advice": ""})
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; the embedded worlds need none"
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "none; the embedded worlds need none"
+    )
     rows.append({"what": "accelerator", "value": device, "ok": True, "advice": ""})
     rows.append({"what": "threads", "value": torch.get_num_threads(), "ok": True, "advice": ""})
     for world in WORLDS.values():
         there = world.weights.is_file()
         advice = "" if there else "reinstall thalweg"
-        rows.append({"what": f"weights of {world.name}", "value": world.weights.name, "ok": there, "advice": advice})
+        rows.append(
+            {"what": f"weights of {world.name}", "value": world.weights.name, "ok": there, "advice": advice}
+        )
     return rows
 
 
@@ -114,10 +118,13 @@ def print_plan(recipe: Any) -> None:
         return
     typer.echo(recipe.to_yaml())
     typer.echo(
-        f"# each of {recipe.iterations} iterations: {plan.prompts} prompts x {plan.group_size} = {plan.samples} samples"
+        f"# each of {recipe.iterations} iterations: {plan.prompts} prompts x {plan.group_size} = "
+        f"{plan.samples} samples"
         f" on {plan.processes} process(es), {plan.updates} update(s)\n"
         f"# passes of one sample: {plan.rollout_passes} in the rollout, {plan.trained_rows} with gradient, "
-        f"{plan.anchor_passes} of anchors and sweeps; {plan.evaluations * recipe.iterations} forwards in all\n"
-        f"# memory: {plan.stored_bytes / 2**20:.1f} MiB of stored states, {plan.weight_bytes / 2**20:.1f} MiB of "
+        f"{plan.anchor_passes} of anchors and sweeps; {plan.evaluations * recipe.iterations} forwards "
+        "in all\n"
+        f"# memory: {plan.stored_bytes / 2**20:.1f} MiB of stored states, "
+        f"{plan.weight_bytes / 2**20:.1f} MiB of "
         "weights, gradients and optimizer state, besides activations of one micro-batch"
     )

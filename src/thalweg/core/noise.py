@@ -1,6 +1,7 @@
 """Addressed noise: every random draw of a run has an address, and the address alone decides its value.
 
-    (seed, purpose, iteration, prompt slot, seed group, node path, step)  --blake2b-->  64 bits  --Philox-->  numbers
+    (seed, purpose, iteration, prompt slot, seed group, node path, step)  --blake2b-->  64 bits  --Philox-->
+    numbers
 
 So a result does not change with the number of processes, the micro-batch or an interruption, and two places
 that shall see the same noise share the address. Philox rather than torch's generator: on CPU torch keeps only

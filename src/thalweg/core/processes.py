@@ -1,7 +1,7 @@
 """Several processes, one run: torch.distributed as it is, started by torchrun.
 
-Every process holds the whole network, grows its own roots and adds its gradients to the others'. Group statistics see
-the rows of all processes, in an order that does not depend on how many there are.
+Every process holds the whole network, grows its own roots and adds its gradients to the others'. Group
+statistics see the rows of all processes, in an order that does not depend on how many there are.
 """
 
 import os

@@ -2,14 +2,14 @@
 
     A_i = (r_i - mean of the group) / (std + epsilon),      held in [-limit, limit]
 
-Groups are told by integer identity, never by the text of a prompt. Statistics are float64 and cover the samples of
-all processes. A reward that is NaN marks an invalid sample: it takes no part in statistics and gets advantage 0.
-Shapes: B samples of all processes, R rewards.
+Groups are told by integer identity, never by the text of a prompt. Statistics are float64 and cover the
+samples of all processes. A reward that is NaN marks an invalid sample: it takes no part in statistics and
+gets advantage 0. Shapes: B samples of all processes, R rewards.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -23,7 +23,7 @@ from thalweg.core.values import Samples, Transitions
 from thalweg.credit.step_weight import StepWeight, step_weights
 
 Key = Literal["prompt", "seed", "fork"]
-Rows = TypeVar("Rows", Transitions, Samples)
+Rows = Transitions | Samples
 
 
 class GroupCredit(Part):
@@ -31,7 +31,9 @@ class GroupCredit(Part):
 
     kind: Literal["group"] = "group"
     group_by: tuple[Key, ...] = ("prompt",)
-    """What the samples of a group have in common: the prompt, also the initial noise, also the step of the fork."""
+    """What the samples of a group have in common: the prompt, also the initial noise, also the step of the
+    fork.
+    """
     std: Literal["group", "global", "none"] = "group"
     """Divide by the standard deviation of the group, by that over all groups, or not at all (Dr. GRPO)."""
     ddof: int = Field(default=0, ge=0, le=1)
@@ -41,9 +43,13 @@ class GroupCredit(Part):
     limit: float | None = Field(default=5.0, gt=0)
     """Largest size of an advantage."""
     combine: Literal["sum_rewards", "sum_advantages", "separate"] = "sum_rewards"
-    """Several rewards: weigh and add before normalising; after it; or keep one column and one loss term each."""
+    """Several rewards: weigh and add before normalising; after it; or keep one column and one loss term
+    each.
+    """
     drop_zero: bool = True
-    """Do not train on samples whose every advantage is 0: they carry no signal. False keeps them for their regulariser."""
+    """Do not train on samples whose every advantage is 0: they carry no signal. False keeps them for their
+    regulariser.
+    """
 
     step_weight: StepWeight = "uniform"
     """How trained steps count against each other."""

@@ -235,8 +235,8 @@ def _skipped(trains: Sequence[Line]) -> list[str]:
         return []
     updates = "update" if skipped == 1 else "updates"
     return [
-        f"`skipped_updates` counts {skipped:.0f} {updates} left out because the gradient was not finite: lower "
-        "`optim.learning_rate`, and check the rewards for values far out of range."
+        f"`skipped_updates` counts {skipped:.0f} {updates} left out because the gradient was not finite: "
+        "lower `optim.learning_rate`, and check the rewards for values far out of range."
     ]
 
 

@@ -50,7 +50,7 @@ def before_and_after(samples: Path) -> str:
 def _sheets(samples: Path, layout: dict[str, Any], size: tuple[int, int]) -> list[tuple[str, Image.Image]]:
     """The sheets of the first and the last iteration that have one, with what to call them."""
     iterations = sorted(layout["files"], key=int)
-    chosen = list(dict.fromkeys([iterations[0], iterations[0]])) if iterations else []
+    chosen = list(dict.fromkeys([iterations[0], iterations[-1]])) if iterations else []
     sheets = []
     for iteration in chosen:
         name = Path(layout["files"][iteration]).name  # a sheet lies in the folder itself

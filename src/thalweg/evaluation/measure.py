@@ -33,7 +33,9 @@ def measure(
     asked = [p for p in prompts for _ in range(evaluation.samples_per_prompt)]
     mine = [asked[i] for i in processes.share(len(asked))]
     scores = score(rewards, images, mine)
-    columns = {"reward": total(scores, rewards)} | {f"reward/{name}": values for name, values in scores.items()}
+    columns = {"reward": total(scores, rewards)} | {
+        f"reward/{name}": values for name, values in scores.items()
+    }
     if world is not None:
         columns["strict"] = torch.tensor(
             [float(world.judge(i, p).strict) for i, p in zip(images, mine, strict=True)]
@@ -54,7 +56,9 @@ def measure(
 def sample_groups(
     policy: Policy, prompts: Sequence[Prompt], evaluation: Evaluation, processes: Processes
 ) -> Float[Tensor, "B 3 H W"]:
-    """A whole group of images for each prompt, from all processes; in steps of 1/255, as a file keeps them."""
+    """A whole group of images for each prompt, from all processes; in steps of 1/255, as a file keeps
+    them.
+    """
     images = sample_images(policy, prompts, evaluation.diversity_group, evaluation, processes)
     return processes.gather({"images": (images * 255).round().byte()})["images"].float() / 255
 

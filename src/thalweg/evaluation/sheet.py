@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,7 +26,7 @@ def save_sheet(
     name = f"{iteration:08d}.png"
     Image.fromarray(pixels).save(folder / name)
     index = folder / "index.json"
-    known = json.loads(index.read_text()) if index.exists() else {"files": {}}
+    known: dict[str, Any] = json.loads(index.read_text()) if index.exists() else {"files": {}}
     known |= {"prompts": [p.text for p in prompts], "per_prompt": per_prompt, "tile": [width, height]}
     known["files"][str(iteration)] = name
     index.write_text(json.dumps(known, indent=1))

@@ -1,8 +1,9 @@
 """Named weights: several sets of values for the trainable parameters of one network.
 
-`policy` is the set the optimiser steps. Any other name (`old`, `reference`, `evaluation`, `teacher.ocr`) holds
-a copy of the trainable tensors alone: with LoRA that is an adapter, in full fine-tuning a whole network.
-Switching exchanges the storage under the parameters, so it costs nothing and leaves `requires_grad` as it is.
+`policy` is the set the optimiser steps. Any other name (`old`, `reference`, `evaluation`, `teacher.ocr`)
+holds a copy of the trainable tensors alone: with LoRA that is an adapter, in full fine-tuning a whole
+network. Switching exchanges the storage under the parameters, so it costs nothing and leaves `requires_grad`
+as it is.
 """
 
 import weakref

@@ -2,9 +2,9 @@
 
     rho_C = exp( mean over steps of C of (log p_theta - log p_old) ),      one clipped term a chunk
 
-A chunk of one step gives the step ratio, one chunk of all steps a sequence ratio. The loss spans several network
-passes and depends on them through log-probabilities alone, so two sweeps give its exact gradient in the memory of one
-pass. Shapes: B rows, U chunks, R rewards, ... latent axes.
+A chunk of one step gives the step ratio, one chunk of all steps a sequence ratio. The loss spans several
+network passes and depends on them through log-probabilities alone, so two sweeps give its exact gradient in
+the memory of one pass. Shapes: B rows, U chunks, R rewards, ... latent axes.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,8 @@ class ChunkRatio(Part):
         trained = torch.unique(rows.step)
         if len(trained) != sum(self.chunks):
             raise ValueError(
-                f"objective.chunks={list(self.chunks)} adds up to {sum(self.chunks)} steps, but the rollout trains "
+                f"objective.chunks={list(self.chunks)} adds up to {sum(self.chunks)} steps, but the "
+                "rollout trains "
                 f"{len(trained)}; make them equal"
             )
         return rows

@@ -1,9 +1,10 @@
-"""The clipped policy ratio of one denoising step, Flow-GRPO's objective (Liu et al. 2025, arXiv:2505.05470, Eq. 5).
+"""The clipped policy ratio of one denoising step, Flow-GRPO's objective (Liu et al. 2025, arXiv:2505.05470,
+Eq. 5).
 
     L = max(-A rho, -A clip(rho, 1-c, 1+c)) + beta KL,      rho = exp(log p_theta(x'|x) - log p_old(x'|x))
 
-Differs from the paper: log-probabilities average over latent elements, as the authors' code does, so rho is the true
-ratio to the power 1/d and c is tiny. Shapes: B rows, R rewards, ... latent axes.
+Differs from the paper: log-probabilities average over latent elements, as the authors' code does, so rho is
+the true ratio to the power 1/d and c is tiny. Shapes: B rows, R rewards, ... latent axes.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,9 @@ class ClippedRatio(Part):
     reference: str = "reference"
     """Named weights the KL is taken to."""
     old_log_prob: Literal["stored", "recompute"] = "stored"
-    """Compare with the rollout's log-prob, or with one recomputed on the training path before the first update."""
+    """Compare with the rollout's log-prob, or with one recomputed on the training path before the first
+    update.
+    """
     unit: ClassVar[Unit] = "row"
 
     @property

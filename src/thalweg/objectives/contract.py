@@ -1,8 +1,8 @@
 """What training asks of an objective.
 
-An objective sees the network through scalars of single passes only: a log-probability, a regression error. It names
-the unit its loss spans, and a function from scalars to loss terms, one a unit; training evaluates the scalars, in
-one sweep where a unit fits a micro-batch and else in two (`training.backward`).
+An objective sees the network through scalars of single passes only: a log-probability, a regression error. It
+names the unit its loss spans, and a function from scalars to loss terms, one a unit; training evaluates the
+scalars, in one sweep where a unit fits a micro-batch and else in two (`training.backward`).
 
 Shapes: B rows (network passes), U units, ... latent axes.
 """

@@ -22,7 +22,9 @@ def samples(
     levels = sigma.shape[1]
     x0 = forest.latents
     noise = [
-        Address(seed, "forward noise", iteration, p, g, (s,), i) for p, g, s in identity for i in range(levels)
+        Address(seed, "forward noise", iteration, p, g, (s,), i)
+        for p, g, s in identity
+        for i in range(levels)
     ]
     leaf = torch.arange(len(leaves)).repeat_interleave(levels)
     return Samples(

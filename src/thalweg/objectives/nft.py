@@ -3,8 +3,9 @@
     v+ = beta v + (1-beta) v_old,      v- = (1+beta) v_old - beta v,      x̂± = x_sigma - sigma v±
     L = M / beta [ r l+ + (1-r) l- ] + beta_kl |v - v_ref|²,      l± = <(x̂± - x0)²> / max(<|x̂± - x0|>, 1e-5)
 
-r = clip(A, -M, M) / (2M) + 1/2. <.> is a mean over latent elements and the divisor has no gradient. The "KL" is a plain
-squared difference of velocities, as in the authors' code. Shapes: B rows, R rewards (added up), ... latent axes.
+r = clip(A, -M, M) / (2M) + 1/2. <.> is a mean over latent elements and the divisor has no gradient. The
+"KL" is a plain squared difference of velocities, as in the authors' code.
+Shapes: B rows, R rewards (added up), ... latent axes.
 """
 
 from collections.abc import Mapping

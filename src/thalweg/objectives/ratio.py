@@ -23,8 +23,9 @@ def transition_of(rows: Transitions, velocity: Float[Tensor, "B ..."]) -> Transi
 def clipped(
     log_ratio: Float[Tensor, " U"], advantages: Float[Tensor, "U R"], clip_range: float
 ) -> tuple[Float[Tensor, " U"], Float[Tensor, " U"]]:
-    """PPO's loss max(-A rho, -A clip(rho, 1-c, 1+c)) added over rewards (Schulman et al. 2017, arXiv:1707.06347,
-    Eq. 7), and the share of rewards for which the clip takes the gradient away."""
+    """PPO's loss max(-A rho, -A clip(rho, 1-c, 1+c)) added over rewards (Schulman et al. 2017,
+    arXiv:1707.06347, Eq. 7), and the share of rewards for which the clip takes the gradient away.
+    """
     ratio = log_ratio.exp()[:, None]
     free, held = -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     return free.maximum(held).sum(1), (held > free).float().mean(1).detach()
@@ -48,5 +49,6 @@ KL: Mapping[KLKind, Callable[[Transitions, Transition, Transition], Tensor]] = {
     "velocity": _velocity,
 }
 """To the reference, a mean over latent elements: `exact` is that of the step, (mean - mean_ref)^2 / (2 s^2);
-`published` divides by g^2 in place of s^2 = g^2 (sigma - sigma'), as yifan123/flow_grpo does; `velocity` is the plain
-squared difference of velocities."""
+`published` divides by g^2 in place of s^2 = g^2 (sigma - sigma'), as yifan123/flow_grpo does; `velocity` is
+the plain squared difference of velocities.
+"""

@@ -28,4 +28,3 @@ class Stratified(Part):
         places = (address.uniform((self.num_sigmas,)) + torch.arange(self.num_sigmas)) / self.num_sigmas
         u = self.sigma_min + (self.sigma_max - self.sigma_min) * places
         return self.shift * u / (1 + (self.shift - 1) * u)
-

@@ -62,7 +62,9 @@ def require_finite(scores: Mapping[str, Float[Tensor, " B"]], prompts: Sequence[
         bad = (~values.isfinite()).nonzero().flatten().tolist()
         if bad:
             raise UserError(
-                f"reward '{name}' returned {values[bad[0]]} for {len(bad)} of {len(values)} images, the first for "
-                f"prompt '{prompts[bad[0]].text}'; return finite numbers, or set run.invalid_rewards=drop to leave "
+                f"reward '{name}' returned {values[bad[0]]} for {len(bad)} of {len(values)} images, "
+                "the first for "
+                f"prompt '{prompts[bad[0]].text}'; return finite numbers, or set "
+                "run.invalid_rewards=drop to leave "
                 "such samples out"
             )

@@ -28,14 +28,13 @@ class FunctionReward(Part):
     def name(self) -> str:
         return self.function.__name__
 
-    def score(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
-    ) -> Float[Tensor, " B"]:
+    def score(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " B"]:
         try:
             scores = self.function(images, list(prompts))
         except Exception as error:  # a user's code may raise anything, and the run must say whose it was
             raise UserError(
-                f"reward '{self.name}' raised {type(error).__name__}: {error}; mend the function and resume the run"
+                f"reward '{self.name}' raised {type(error).__name__}: {error}; mend the function and "
+                "resume the run"
             ) from error
         try:
             values = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()

@@ -1,4 +1,6 @@
-"""Rewards that need no model: simple statistics of pixels, for first steps and for tests of a whole pipeline."""
+"""Rewards that need no model: simple statistics of pixels, for first steps and for tests of a whole
+pipeline.
+"""
 
 import io
 from collections.abc import Sequence
@@ -24,14 +26,14 @@ class Brightness(Part):
     def name(self) -> str:
         return self.kind
 
-    def score(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
-    ) -> Float[Tensor, " B"]:
+    def score(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " B"]:
         return images.flatten(1).mean(1).cpu()
 
 
 class JPEGSize(Part):
-    """Minus the kilobytes of the image as JPEG: compressibility, as in DDPO (Black et al. 2023, arXiv:2305.13301)."""
+    """Minus the kilobytes of the image as JPEG: compressibility, as in DDPO (Black et al. 2023,
+    arXiv:2305.13301).
+    """
 
     kind: Literal["jpeg_size"] = "jpeg_size"
     weight: float = 1.0
@@ -42,9 +44,7 @@ class JPEGSize(Part):
     def name(self) -> str:
         return self.kind
 
-    def score(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
-    ) -> Float[Tensor, " B"]:
+    def score(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " B"]:
         pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         sizes = []
         for image in pixels:

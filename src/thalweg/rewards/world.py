@@ -25,9 +25,7 @@ class WorldReward(Part):
     def name(self) -> str:
         return f"{self.world}_strict" if self.strict else self.world
 
-    def score(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
-    ) -> Float[Tensor, " B"]:
+    def score(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " B"]:
         world = find_world(self.world)
         verdicts = [world.judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         return torch.tensor([float(v.strict) if self.strict else v.score for v in verdicts])

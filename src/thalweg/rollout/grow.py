@@ -1,7 +1,7 @@
 """Grow a forest: follow the plan's layout from initial noise to finished samples.
 
-All rows at one noise level move together: one network pass for each node that has children, then a step of the
-kernel or the solver to each child. Shapes: n rows of a level, ... latent axes.
+All rows at one noise level move together: one network pass for each node that has children, then a step of
+the kernel or the solver to each child. Shapes: n rows of a level, ... latent axes.
 """
 
 from collections.abc import Sequence
@@ -107,12 +107,11 @@ def _draw(node: _Node, seed: int, iteration: int, step: int) -> Address:
     return Address(seed, "transition", iteration, root.prompt_slot, root.seed_group, node.path, step)
 
 
-def _children(
-    layout: Layout, nodes: Sequence[_Node], step: int
-) -> tuple[list[_Node], Int64[Tensor, " n"]]:
+def _children(layout: Layout, nodes: Sequence[_Node], step: int) -> tuple[list[_Node], Int64[Tensor, " n"]]:
     """The next level's nodes, siblings side by side, and the row of each one's parent.
 
-    Only drawn siblings lengthen the path: an only child keeps its parent's, so that a branch factor of 1 is a chain.
+    Only drawn siblings lengthen the path: an only child keeps its parent's, so that a branch factor of 1 is a
+    chain.
     """
     grown, parents = [], []
     for row, node in enumerate(nodes):
@@ -137,7 +136,11 @@ def _level(
 ) -> Level:
     """The level at noise level `at`, keeping the states that credit or training will read."""
     trained = torch.tensor([node.child.trained for node in nodes])
-    k, std, log_prob = sigmas[at].repeat(len(nodes)), torch.zeros(len(nodes)), torch.full((len(nodes),), torch.nan)
+    k, std, log_prob = (
+        sigmas[at].repeat(len(nodes)),
+        torch.zeros(len(nodes)),
+        torch.full((len(nodes),), torch.nan),
+    )
     if transition is not None:
         drawn = torch.tensor([node.child.stochastic for node in nodes])
         k, std = torch.where(drawn, transition.k.cpu(), k), torch.where(drawn, transition.std.cpu(), std)

@@ -34,7 +34,7 @@ class PlanContract(Protocol):
 
 def _window(num_steps: int, leaves: int, start: int, stop: int) -> Layout:
     """Steps start .. stop - 1 drawn and trained, the others deterministic; leaves fork at `start`."""
-    steps = [(ODE,) if not start <= i < stop else (SDE,) for i in range(num_steps)]
+    steps: list[tuple[Child, ...]] = [(ODE,) if not start <= i < stop else (SDE,) for i in range(num_steps)]
     steps[start] = (SDE,) * leaves
     return tuple({0: children} for children in steps)
 
@@ -84,7 +84,8 @@ class Window(Part):
         if self.start > last:
             raise ValueError(
                 f"rollout.plan: a window of size={self.size} from start={self.start} reaches past step "
-                f"{num_steps - 2}, the last one that can be trained of rollout.steps={num_steps}; make it smaller"
+                f"{num_steps - 2}, the last one that can be trained of rollout.steps={num_steps}; "
+                "make it smaller"
             )
         starts = list(range(self.start, last + 1, self.stride))[: self.positions]
         if self.move == "fixed":
@@ -126,7 +127,8 @@ class Branch(Part):
             )
         if leaves % self.num_branch_steps:
             raise ValueError(
-                f"rollout.plan.num_branch_steps={self.num_branch_steps} does not divide the {leaves} samples of "
+                f"rollout.plan.num_branch_steps={self.num_branch_steps} does not divide the {leaves} "
+                "samples of "
                 "a seed group (group_size / seed_groups); change one of them"
             )
         # One step from each of equal strata, so that every iteration sees noisy and clean steps alike.

@@ -19,7 +19,9 @@ class Rollout(Part):
     group_size: int = Field(ge=1)
     """G: samples of one prompt in an iteration."""
     seed_groups: int | None = Field(default=None, ge=1)
-    """How many initial noises the samples of a prompt share; None gives each sample its own, 1 one for all."""
+    """How many initial noises the samples of a prompt share; None gives each sample its own, 1 one for
+    all.
+    """
     steps: int = Field(ge=1)
     """N: denoising steps."""
     schedule: Schedule = Shifted()
@@ -36,15 +38,18 @@ class Rollout(Part):
     def _consistent(self) -> "Rollout":
         if self.group_size % self.num_roots:
             raise ValueError(
-                f"seed_groups={self.num_roots} does not divide group_size={self.group_size}; change one of them"
+                f"seed_groups={self.num_roots} does not divide group_size={self.group_size}; change "
+                "one of them"
             )
         if self.plan.stochastic and self.kernel is None:
             raise ValueError(
-                f"kernel is missing: the plan '{self.plan.kind}' draws steps; give one, such as kernel.kind=flow_sde"
+                f"kernel is missing: the plan '{self.plan.kind}' draws steps; give one, such as "
+                "kernel.kind=flow_sde"
             )
         if not self.plan.stochastic and self.kernel is not None:
             raise ValueError(
-                f"kernel '{self.kernel.kind}' would never act: the plan '{self.plan.kind}' draws no step; leave it out"
+                f"kernel '{self.kernel.kind}' would never act: the plan '{self.plan.kind}' draws no "
+                "step; leave it out"
             )
         if self.plan.stochastic and isinstance(self.solver, Heun):
             raise ValueError(

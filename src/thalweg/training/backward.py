@@ -1,7 +1,8 @@
 """From rows to gradients, in as many network passes as fit at a time.
 
-A loss term that spans one row is differentiated directly, micro-batch by micro-batch. A term that spans many passes
-sees them through per-pass scalars u only, so two sweeps give its exact gradient in the memory of one micro-batch:
+A loss term that spans one row is differentiated directly, micro-batch by micro-batch. A term that spans many
+passes sees them through per-pass scalars u only, so two sweeps give its exact gradient in the memory of one
+micro- batch:
 
     u without gradient for all rows  ->  dL/du  ->  back-propagate sum (dL/du) u, micro-batch by micro-batch
 
@@ -17,15 +18,16 @@ from torch import Tensor
 from thalweg.core.processes import Processes
 from thalweg.core.values import Condition, Metrics, Samples, Transitions
 from thalweg.models.contract import Policy
-from thalweg.objectives import Objective
-from thalweg.objectives.contract import Scalars
+from thalweg.objectives.contract import ObjectiveContract, Scalars
 
 Rows = Transitions | Samples
 
 
 @dataclass
 class Report:
-    """Sums over units, to be averaged over processes, and the largest deviation of the recomputed log-prob."""
+    """Sums over units, to be averaged over processes, and the largest deviation of the recomputed log-
+    prob.
+    """
 
     totals: dict[str, float] = field(default_factory=dict)
     units: int = 0
@@ -45,7 +47,9 @@ class Report:
     def means(self, processes: Processes, ratio_deviation: float) -> Metrics:
         """Averages over the units of all processes, and the largest deviation on any of them."""
         names = sorted({*self.totals, "loss"})
-        sums = torch.tensor([float(self.units), *(self.totals.get(n, 0.0) for n in names)], dtype=torch.float64)
+        sums = torch.tensor(
+            [float(self.units), *(self.totals.get(n, 0.0) for n in names)], dtype=torch.float64
+        )
         processes.add([sums])
         deviation = processes.gather({"deviation": torch.tensor([ratio_deviation], dtype=torch.float64)})
         units = max(float(sums[0]), 1.0)
@@ -53,8 +57,10 @@ class Report:
         return means | {"ratio_deviation": float(deviation["deviation"].max())}
 
 
-def measure(objective: Objective, policy: Policy, rows: Rows, condition: Condition) -> Scalars:
-    """The scalars of these passes. Passes without gradient come first: no weights may change while a graph is open."""
+def measure(objective: ObjectiveContract, policy: Policy, rows: Rows, condition: Condition) -> Scalars:
+    """The scalars of these passes. Passes without gradient come first: no weights may change while a graph is
+    open.
+    """
     here = condition.index(rows.condition)
     x, sigma = objective.inputs(rows)
     anchors = {}
@@ -69,7 +75,12 @@ def measure(objective: Objective, policy: Policy, rows: Rows, condition: Conditi
 
 
 def backward(
-    objective: Objective, policy: Policy, rows: Rows, condition: Condition, micro_batch: int, share: float
+    objective: ObjectiveContract,
+    policy: Policy,
+    rows: Rows,
+    condition: Condition,
+    micro_batch: int,
+    share: float,
 ) -> Report:
     """Add to the gradients of the policy those of `share` times the sum of all loss terms."""
     report = Report()
@@ -99,7 +110,7 @@ def backward(
 
 @torch.no_grad()
 def recompute_log_probs(
-    objective: Objective, policy: Policy, rows: Rows, condition: Condition, micro_batch: int
+    objective: ObjectiveContract, policy: Policy, rows: Rows, condition: Condition, micro_batch: int
 ) -> Tensor:
     """log p of every row under today's weights, on the training path."""
     return torch.cat(

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, as safetensors and JSON.
 
-A folder is filled under another name, flushed to the disk, and renamed into place; so whatever instant a run is
-killed at, every folder with a number for a name is complete.
+A folder is filled under another name, flushed to the disk, and renamed into place; so whatever instant a run
+is killed at, every folder with a number for a name is complete.
 """
 
 import json
@@ -51,7 +51,9 @@ def save(
     try:
         for name in weights.names:
             tensors = {n: t.detach().cpu().contiguous() for n, t in weights.tensors(name).items()}
-            save_file(tensors, partial / f"weights.{name}.safetensors", {"format": str(FORMAT), "recipe": recipe})
+            save_file(
+                tensors, partial / f"weights.{name}.safetensors", {"format": str(FORMAT), "recipe": recipe}
+            )
         save_file(_optimizer_tensors(weights, optimizer), partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1))
         for file in partial.iterdir():
@@ -62,7 +64,8 @@ def save(
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"checkpoint {final}: cannot be written ({error.strerror or error}); earlier checkpoints are whole; "
+            f"checkpoint {final}: cannot be written ({error.strerror or error}); earlier checkpoints "
+            "are whole; "
             "make room and resume the run"
         ) from error
     return final
@@ -101,13 +104,16 @@ def read_state(path: Path) -> State:
     try:
         values = json.loads((path / "state.json").read_text())
         if values.pop("format") != FORMAT:
-            raise UserError(f"checkpoint {path}: written in another format; resume it with the version that wrote it")
+            raise UserError(
+                f"checkpoint {path}: written in another format; resume it with the version that wrote it"
+            )
         return State(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"checkpoint {path}: state.json is missing or damaged ({error}); remove the folder to resume from the "
+            f"checkpoint {path}: state.json is missing or damaged ({error}); remove the folder to "
+            "resume from the "
             "checkpoint before it"
         ) from error
 
@@ -124,7 +130,8 @@ def fill(tensors: dict[str, Tensor], file: Path) -> None:
     for name, tensor in tensors.items():
         if stored[name].shape != tensor.shape:
             raise UserError(
-                f"{file}: '{name}' has shape {tuple(stored[name].shape)}, this model's has {tuple(tensor.shape)}; "
+                f"{file}: '{name}' has shape {tuple(stored[name].shape)}, this model's has "
+                f"{tuple(tensor.shape)}; "
                 "use the model and LoRA settings it was written with"
             )
         tensor.copy_(stored[name])
@@ -138,7 +145,9 @@ def weights_file(source: str) -> Path:
     folders = complete(path / "checkpoints") or [path]
     file = folders[-1] / f"weights.{POLICY}.safetensors"
     if not file.is_file():
-        raise UserError(f"'{source}': no weights there; give a run, one of its checkpoints, or a safetensors file")
+        raise UserError(
+            f"'{source}': no weights there; give a run, one of its checkpoints, or a safetensors file"
+        )
     return file
 
 

@@ -16,8 +16,9 @@ class Data(Part):
     """The `data` section of a recipe."""
 
     prompts: str = "training"
-    """`training` or `held_out` of the model's world, or a file: .txt with a prompt a line, or .jsonl with objects
-    that have a `text` and any other keys as metadata."""
+    """`training` or `held_out` of the model's world, or a file: .txt with a prompt a line, or .jsonl with
+    objects that have a `text` and any other keys as metadata.
+    """
     prompts_per_iteration: PositiveInt = 12
     """P: prompts of one iteration."""
 
@@ -31,7 +32,9 @@ def load_prompts(source: str, world: str | None) -> tuple[Prompt, ...]:
         return of.training_prompts() if source == "training" else of.held_out_prompts()
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"data.prompts='{source}': no such file; give training, held_out, or a .txt or .jsonl file")
+        raise UserError(
+            f"data.prompts='{source}': no such file; give training, held_out, or a .txt or .jsonl file"
+        )
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"data.prompts='{source}': cannot read '{path.suffix}' files; give .txt or .jsonl")
     read = _read_json if path.suffix == ".jsonl" else _read_text
@@ -63,7 +66,9 @@ def _read_json(line: str, where: str) -> Prompt:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not a JSON object ({error.msg} at column {error.colno}); mend the line") from None
+        raise UserError(
+            f"{where}: not a JSON object ({error.msg} at column {error.colno}); mend the line"
+        ) from None
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise UserError(f"{where}: a prompt is an object with a string 'text'; mend the line")
     return Prompt(entry.pop("text"), entry)

@@ -55,12 +55,14 @@ def examine(recipe: Recipe) -> list[Finding]:
             f"such as '{silent[0]}': the objective never reaches it" if silent else "",
         )
     )
-    norm = torch.stack([p.grad.norm() for p in policy.weights.parameters.values() if p.grad is not None]).norm()
+    norm = torch.stack(
+        [p.grad.norm() for p in policy.weights.parameters.values() if p.grad is not None]
+    ).norm()
     findings.append(Finding("gradient norm", f"{float(norm):.3g}", bool(norm.isfinite())))
     return findings
 
 
-def _groups(recipe: Recipe, leaves, reward) -> list[Finding]:  # noqa: ANN001
+def _groups(recipe: Recipe, leaves, reward) -> list[Finding]:
     groups = recipe.credit.groups(leaves)
     sizes = torch.bincount(groups)
     flat = sum(bool((reward[groups == g] == reward[groups == g][0]).all()) for g in range(len(sizes)))
@@ -75,12 +77,14 @@ def _groups(recipe: Recipe, leaves, reward) -> list[Finding]:  # noqa: ANN001
             "groups without variance",
             f"{flat} of {len(sizes)}",
             flat <= len(sizes) / 2,
-            "" if flat <= len(sizes) / 2 else "half of the groups teach nothing; make groups larger or prompts harder",
+            ""
+            if flat <= len(sizes) / 2
+            else "half of the groups teach nothing; make groups larger or prompts harder",
         ),
     ]
 
 
-def _replay(recipe: Recipe, policy, rows: Transitions, forest) -> list[Finding]:  # noqa: ANN001
+def _replay(recipe: Recipe, policy, rows: Transitions, forest) -> list[Finding]:
     clip = getattr(recipe.objective, "clip_range", 0.0)
     again = recompute_log_probs(recipe.objective, policy, rows, forest.condition, recipe.optim.micro_batch)
     single = recompute_log_probs(recipe.objective, policy, rows, forest.condition, 1)

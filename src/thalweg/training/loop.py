@@ -23,8 +23,8 @@ from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.data import draw_prompts, load_prompts
 from thalweg.training.memory import peak_megabytes
-from thalweg.training.plan import batch_plan
 from thalweg.training.optimise import make_optimizer, update
+from thalweg.training.plan import batch_plan
 from thalweg.training.recipe import Recipe
 from thalweg.training.run import RunFolder, command_line, default_folder
 from thalweg.training.stop import StopRequest
@@ -133,7 +133,9 @@ def iterate(
         leaves = Leaves(**{name: everyone.pop(name) for name in vars(forest.leaves)})
         advantages = recipe.credit.advantages(everyone, weights_of(recipe.rewards), leaves)
         mine = torch.isin(leaves.sample, forest.leaves.sample)
-        rows = recipe.objective.experience(forest, advantages[mine], seed=recipe.seed, iteration=state.iteration)
+        rows = recipe.objective.experience(
+            forest, advantages[mine], seed=recipe.seed, iteration=state.iteration
+        )
         rows = recipe.credit.select(rows, seed=recipe.seed, iteration=state.iteration)
     with clock.stage("update"):
         learned = learn(recipe, policy, optimizer, forest, rows, leaves, processes, state)
@@ -147,7 +149,8 @@ def iterate(
         **summarise(recipe, everyone, leaves),
         **learned,
         "skipped_updates": state.skipped_updates,
-        "clip_nats": getattr(recipe.objective, "clip_range", 0.0) * float(torch.tensor(policy.latent_shape).prod()),
+        "clip_nats": getattr(recipe.objective, "clip_range", 0.0)
+        * float(torch.tensor(policy.latent_shape).prod()),
         "processes": processes.count,
         "samples": len(leaves),
         "samples_local": len(forest.leaves),
@@ -162,7 +165,9 @@ def collect(
     mine = [roots[i] for i in processes.share(len(roots))]
     slots = sorted({root.prompt_slot for root in mine})
     mine = [replace(root, condition=slots.index(root.prompt_slot)) for root in mine]
-    return grow(policy, [asked[s] for s in slots], mine, recipe.rollout, seed=recipe.seed, iteration=iteration)
+    return grow(
+        policy, [asked[s] for s in slots], mine, recipe.rollout, seed=recipe.seed, iteration=iteration
+    )
 
 
 def learn(
@@ -187,7 +192,9 @@ def learn(
         processes.add([weight])
         if float(weight) == 0:
             continue
-        done = backward(recipe.objective, policy, part, forest.condition, optim.micro_batch, 1 / float(weight))
+        done = backward(
+            recipe.objective, policy, part, forest.condition, optim.micro_batch, 1 / float(weight)
+        )
         norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
         if number == 0:
             deviation = done.ratio_deviation
@@ -198,11 +205,15 @@ def learn(
         state.skipped_in_a_row = 0 if taken else state.skipped_in_a_row + 1
         if state.skipped_in_a_row == SKIPS_BEFORE_STOPPING:
             raise UserError(
-                f"iteration {state.iteration + 1}: {SKIPS_BEFORE_STOPPING} updates in a row had a gradient that is "
+                f"iteration {state.iteration + 1}: {SKIPS_BEFORE_STOPPING} updates in a row had a "
+                "gradient that is "
                 "not finite; lower optim.learning_rate and resume"
             )
         after_update(policy.weights, recipe.weights, state.updates)
-    return report.means(processes, deviation) | {"grad_norm": sum(norms) / max(len(norms), 1), "updates": len(norms)}
+    return report.means(processes, deviation) | {
+        "grad_norm": sum(norms) / max(len(norms), 1),
+        "updates": len(norms),
+    }
 
 
 def summarise(recipe: Recipe, scores: dict[str, torch.Tensor], leaves: Leaves) -> Metrics:
@@ -234,7 +245,9 @@ def evaluate(
             few = measure.spread(held_out, settings.diversity_prompts)
             images = measure.sample_groups(policy, few, settings, processes)
             if folder.writes:
-                sheet.save_sheet(folder.path / "samples", state.iteration, images, few, settings.diversity_group)
+                sheet.save_sheet(
+                    folder.path / "samples", state.iteration, images, few, settings.diversity_group
+                )
             processes.wait()
             base = sheet.load_base(folder.path / "samples")
             metrics |= measure.watch(images, images if base is None else base, world, settings)

@@ -1,4 +1,6 @@
-"""One optimizer step: gradients of all processes added, held to a norm, and refused where they are not finite."""
+"""One optimizer step: gradients of all processes added, held to a norm, and refused where they are not
+finite.
+"""
 
 from typing import Literal
 
@@ -6,12 +8,14 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from thalweg.core.part import Part
-from thalweg.models.weights import NamedWeights
 from thalweg.core.processes import Processes
+from thalweg.models.weights import NamedWeights
 
 
 class Optim(Part):
-    """The `optim` section: AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and how a rollout becomes updates."""
+    """The `optim` section: AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and how a rollout becomes
+    updates.
+    """
 
     kind: Literal["adamw"] = "adamw"
     learning_rate: PositiveFloat

@@ -41,7 +41,8 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
     roots = recipe.data.prompts_per_iteration * recipe.rollout.num_roots
     if roots % processes:
         raise UserError(
-            f"data.prompts_per_iteration={recipe.data.prompts_per_iteration} x {recipe.rollout.num_roots} initial "
+            f"data.prompts_per_iteration={recipe.data.prompts_per_iteration} x "
+            f"{recipe.rollout.num_roots} initial "
             f"noises do not split over {processes} processes: their product must be a multiple of {processes}"
         )
     passes, trained = recipe.rollout.passes_per_prompt(recipe.seed, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from thalweg.core.errors import UserError
 from thalweg.core.names import nearest
@@ -54,7 +54,7 @@ class Recipe(Part):
     init: str | None = None
     """Start from these weights: a run's folder, a checkpoint, or a safetensors file."""
     model: Model
-    weights: dict[str, WeightRule] = {}
+    weights: dict[str, WeightRule] = Field(default_factory=dict)
     """Named sets of weights besides the policy."""
     data: Data = Data()
     rollout: Rollout
@@ -72,9 +72,7 @@ class Recipe(Part):
         )
 
 
-def load_recipe(
-    source: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()
-) -> Recipe:
+def load_recipe(source: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
     """A recipe by name (`mix-grpo`) or file, with `key=value` overrides (`rollout.steps=8`, values are YAML).
 
     Raises UserError with one line a problem.
@@ -139,22 +137,28 @@ def _across_sections(recipe: Recipe) -> list[str]:
     uses |= {f"weights.{name}.from": rule.source for name, rule in recipe.weights.items()}
     for place, name in uses.items():
         if name not in known:
-            problems.append(f"{place}: no weights are called '{name}'; add them under `weights`{nearest(name, known)}")
+            problems.append(
+                f"{place}: no weights are called '{name}'; add them under `weights`{nearest(name, known)}"
+            )
     if isinstance(recipe.objective, ClippedRatio | ChunkRatio) and not recipe.rollout.plan.stochastic:
         problems.append(
             f"objective.kind: '{recipe.objective.kind}' needs the densities of drawn steps, and the plan "
             f"'{recipe.rollout.plan.kind}' draws none; choose another plan or objective"
         )
     if isinstance(recipe.objective, NFT) and recipe.credit.step_weight != "uniform":
-        problems.append("credit.step_weight: only trained steps have one; objective 'nft' trains whole samples")
+        problems.append(
+            "credit.step_weight: only trained steps have one; objective 'nft' trains whole samples"
+        )
     if recipe.rollout.group_size < 2 and recipe.credit.std != "none":
         problems.append(
-            f"rollout.group_size={recipe.rollout.group_size}: a group of one has no better and no worse; give 2 or more"
+            f"rollout.group_size={recipe.rollout.group_size}: a group of one has no better and no "
+            "worse; give 2 or more"
         )
     samples = recipe.data.prompts_per_iteration * recipe.rollout.group_size
     if recipe.optim.updates_per_iteration > samples:
         problems.append(
-            f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only {samples} "
+            f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only "
+            f"{samples} "
             "samples; give fewer updates"
         )
     names = [reward.name for reward in recipe.rewards]
@@ -210,7 +214,13 @@ def _describe(problem: Any, tree: Any) -> str:
         name = model.__name__ if model else "this section"
         known = list(model.model_fields) if model else []
         close = difflib.get_close_matches(str(place[-1]), known, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else f"; its keys are {', '.join(known)}" if known else ""
+        hint = (
+            f"; did you mean '{close[0]}'?"
+            if close
+            else f"; its keys are {', '.join(known)}"
+            if known
+            else ""
+        )
         return f"{where}: no such key in {name}{hint}"
     if kind == "missing":
         return f"{where}: missing; it has no default, so give one"
@@ -223,7 +233,9 @@ def _describe(problem: Any, tree: Any) -> str:
                 f", one of {options}" if options != [""] else ""
             )
         close = difflib.get_close_matches(str(tag), options, n=1)
-        return f"{where}.kind: '{tag}' is not one of {options}" + (f"; did you mean '{close[0]}'?" if close else "")
+        return f"{where}.kind: '{tag}' is not one of {options}" + (
+            f"; did you mean '{close[0]}'?" if close else ""
+        )
     if kind.startswith(("float_", "int_", "bool_", "string_")) and kind.endswith(("_parsing", "_type")):
         wanted = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "text"}
         return f"{where}: expected {wanted[kind.split('_')[0]]}, got {given!r}"
@@ -234,7 +246,8 @@ def _describe(problem: Any, tree: Any) -> str:
 
 def _place(loc: Sequence[Any], tree: Any) -> list[Any]:
     """Where the user wrote it: pydantic also names the chosen kind of every union on the way."""
-    place, at = [], tree
+    place: list[Any] = []
+    at: Any = tree
     for part in loc:
         if isinstance(at, Mapping) and part not in at and part == at.get("kind"):
             continue

@@ -42,7 +42,8 @@ class RunFolder:
             return
         if (self.path / OURS).exists():
             raise UserError(
-                f"{self.path}: holds a run already; `thalweg resume {self.path}` continues it, --out names another"
+                f"{self.path}: holds a run already; `thalweg resume {self.path}` continues it, --out "
+                "names another"
             )
         if self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{self.path}: is not empty; give a new folder with --out")
@@ -53,7 +54,9 @@ class RunFolder:
             write_whole(self.path / "run.json", json.dumps(_provenance(recipe, command), indent=1))
             self.metrics.touch()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another folder with --out") from error
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); give another folder with --out"
+            ) from error
 
     def write_recipe(self, recipe: Recipe) -> None:
         if self.writes:
@@ -86,7 +89,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(
-                    f"{self.path}: another process is training there; stop it first, or give another folder with --out"
+                    f"{self.path}: another process is training there; stop it first, or give another "
+                    "folder with --out"
                 ) from None
             yield
 

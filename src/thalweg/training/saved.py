@@ -53,7 +53,9 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
     folder = Path(path)
     file = folder / OURS
     if not file.is_file():
-        raise UserError(f"'{path}': no run there ({OURS} is missing); give the folder that `thalweg train` wrote")
+        raise UserError(
+            f"'{path}': no run there ({OURS} is missing); give the folder that `thalweg train` wrote"
+        )
     if overrides:
         return SavedRun(folder, load_recipe(file, overrides))
     return SavedRun(folder, check_recipe(yaml.safe_load(file.read_text(encoding="utf-8")), str(file)))

@@ -7,7 +7,9 @@ from typing import Any
 
 
 class StopRequest:
-    """Inside the block a first Ctrl-C or SIGTERM asks the run to save and stop; a second Ctrl-C stops it at once."""
+    """Inside the block a first Ctrl-C or SIGTERM asks the run to save and stop; a second Ctrl-C stops it at
+    once.
+    """
 
     def __init__(self) -> None:
         self._asked = False

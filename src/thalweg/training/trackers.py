@@ -50,5 +50,6 @@ def _module(path: str, name: str) -> Any:
         return importlib.import_module(path)
     except ImportError as error:
         raise UserError(
-            f"run.trackers: '{name}' is not installed; `pip install 'thalweg[{name}]'`, or remove it from the list"
+            f"run.trackers: '{name}' is not installed; `pip install 'thalweg[{name}]'`, or remove it "
+            "from the list"
         ) from error

@@ -1,9 +1,9 @@
 """How named weights follow the policy: not at all, by copies, or by a moving average.
 
-    name <- keep * name + (1 - keep) * source,      keep = min(ramp (n - delay), decay), and 0 before the delay
+    name <- keep * name + (1 - keep) * source,    keep = min(ramp (n - delay), decay), and 0 before the delay
 
-n counts the policy's updates, or its iterations. Presets of the papers: DiffusionNFT "slow" is ramp .001, decay .5;
-"fast" ramp .02, decay .99; "delayed" ramp .0075, decay .999, delay 75.
+n counts the policy's updates, or its iterations. Presets of the papers: DiffusionNFT "slow" is ramp .001,
+decay .5; "fast" ramp .02, decay .99; "delayed" ramp .0075, decay .999, delay 75.
 """
 
 from typing import Annotated, Literal

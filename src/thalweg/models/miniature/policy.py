@@ -31,7 +31,7 @@ class LoRA(Part):
     """Low-rank adapters on the linear layers (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, ge=1)
     """Updates are scaled by alpha / rank."""
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out", "to_hidden", "modulation")
     """Names of the linear layers that get one."""
@@ -46,7 +46,9 @@ class MiniatureModel(Part):
     lora: LoRA | None = None
     """Train adapters of this size; without, all weights are trained."""
     guidance_scale: float = Field(default=1.0, ge=0)
-    """w: v = v_uncond + w (v_cond - v_uncond), in rollout, training and evaluation alike; 1 takes one pass."""
+    """w: v = v_uncond + w (v_cond - v_uncond), in rollout, training and evaluation alike; 1 takes one
+    pass.
+    """
     precision: Literal["float32", "bfloat16"] = "float32"
     """What matrix products of the network are computed in."""
     gradient_checkpointing: bool = False
@@ -81,7 +83,9 @@ class MiniaturePolicy:
         self.network = network.to(self.device).eval()
         if model.lora is not None:
             adapter = LoraConfig(
-                r=model.lora.rank, lora_alpha=model.lora.alpha, target_modules=list(model.lora.targets)  # type: ignore[arg-type]
+                r=model.lora.rank,
+                lora_alpha=model.lora.alpha,
+                target_modules=list(model.lora.targets),  # type: ignore[arg-type]
             )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)  # adapters start the same in every process and every run
@@ -120,8 +124,8 @@ def load_miniature(model: MiniatureModel) -> MiniaturePolicy:
     world = find_world(model.world)
     if not world.weights.is_file():
         raise UserError(
-            f"model.world='{model.world}': its weights {world.weights.name} are missing from the installation; "
+            f"model.world='{model.world}': its weights {world.weights.name} are missing from the "
+            "installation; "
             "reinstall thalweg, or make them with scripts/pretrain_" + model.world + ".py"
         )
     return MiniaturePolicy(load_network(world.weights), model)
-
