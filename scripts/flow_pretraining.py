@@ -305,12 +305,14 @@ def export(world: World, seeds: int) -> None:
     network = averaged(flat, world.config).half()
     questions = world.questions()
     table = evaluate(network.float(), questions, seeds)
+    draft = world.weights.with_suffix(".draft")
     save_file(
         {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()},
-        world.weights,
+        draft,
         metadata={"config": world.config.model_dump_json()},
     )
-    world.weights.chmod(0o644)  # safetensors writes files that only their owner can read
+    draft.chmod(0o644)  # safetensors writes files that only their owner can read
+    os.replace(draft, world.weights)
     about = {
         "images": progress["images"],
         "seconds": round(progress["seconds"]),

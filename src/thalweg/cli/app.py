@@ -100,7 +100,7 @@ def evaluate(source: Source, overrides: Overrides = None, as_json: AsJSON = Fals
     policy, recipe = open_model(source, overrides or [])
     settings = recipe.evaluation.model_copy(update={"weights": POLICY})
     prompts = measure.spread(load_prompts(settings.prompts, recipe.model.world), settings.num_prompts)
-    world = find_world(recipe.model.world)
+    world = None if recipe.model.world is None else find_world(recipe.model.world)
     _print_values(measure.measure(policy, prompts, recipe.rewards, world, settings, Processes()), as_json)
 
 

@@ -1,9 +1,14 @@
 """What is trained: a contract, named weights, and the models that keep it."""
 
-from thalweg.models.contract import Passes, Policy
-from thalweg.models.miniature.policy import MiniatureModel, load_miniature
+from typing import Annotated
+
+from pydantic import SerializeAsAny
+
+from thalweg.core.part import OWN_PART
+from thalweg.models.contract import ModelContract, Passes, Policy
+from thalweg.models.miniature.policy import MiniatureModel
 from thalweg.models.weights import POLICY, NamedWeights
 
-Model = MiniatureModel
+Model = Annotated[SerializeAsAny[MiniatureModel], OWN_PART]
 
-__all__ = ["POLICY", "MiniatureModel", "Model", "NamedWeights", "Passes", "Policy", "load_miniature"]
+__all__ = ["POLICY", "MiniatureModel", "Model", "ModelContract", "NamedWeights", "Passes", "Policy"]

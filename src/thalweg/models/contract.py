@@ -5,7 +5,7 @@ Shapes: B rows, ... the model's latent axes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ class Passes:
     backwards: int = 0
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A generative flow whose weights are trained."""
 
@@ -47,4 +48,18 @@ class Policy(Protocol):
 
     def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
         """Images with values in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class ModelContract(Protocol):
+    """The `model` section of a recipe: numbers, and how they become a policy."""
+
+    @property
+    def world(self) -> str | None:
+        """The embedded world whose prompts and judge go with the model, if there is one."""
+        ...
+
+    def load(self) -> Policy:
+        """The untrained model."""
         ...

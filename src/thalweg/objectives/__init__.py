@@ -2,12 +2,15 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
+from thalweg.core.part import OWN_PART
 from thalweg.objectives.chunk_ratio import ChunkRatio
 from thalweg.objectives.clipped_ratio import ClippedRatio
 from thalweg.objectives.nft import NFT
 
-Objective = Annotated[ClippedRatio | ChunkRatio | NFT, Field(discriminator="kind")]
+Objective = Annotated[
+    SerializeAsAny[Annotated[ClippedRatio | ChunkRatio | NFT, Field(discriminator="kind")]], OWN_PART
+]
 
 __all__ = ["NFT", "ChunkRatio", "ClippedRatio", "Objective"]

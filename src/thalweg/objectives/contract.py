@@ -8,7 +8,7 @@ Shapes: B rows (network passes), U units, ... latent axes.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +22,7 @@ Unit = Literal["row", "sample"]
 Scalars = dict[str, Float[Tensor, " B"]]
 
 
+@runtime_checkable
 class ObjectiveContract(Protocol):
     unit: ClassVar[Unit]
 

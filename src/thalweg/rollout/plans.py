@@ -7,18 +7,19 @@ density, or stays visible in the sample.
 N denoising steps; `leaves` is how many samples one root shall end in.
 """
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from thalweg.core.forest import Child, Layout
 from thalweg.core.noise import Address
-from thalweg.core.part import Part
+from thalweg.core.part import OWN_PART, Part
 
 ODE = Child(stochastic=False)
 SDE = Child(stochastic=True, trained=True)
 
 
+@runtime_checkable
 class PlanContract(Protocol):
     """What a rollout asks of a plan."""
 
@@ -162,4 +163,7 @@ class Deterministic(Part):
         return ({0: (ODE,)},) * num_steps
 
 
-Plan = Annotated[AllSteps | Window | Branch | Deterministic, Field(discriminator="kind")]
+Plan = Annotated[
+    SerializeAsAny[Annotated[AllSteps | Window | Branch | Deterministic, Field(discriminator="kind")]],
+    OWN_PART,
+]

@@ -14,7 +14,7 @@ from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Metrics, Transitions
 from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
-from thalweg.models import Policy, load_miniature
+from thalweg.models import Policy
 from thalweg.rewards import require_finite, score, total, weights_of
 from thalweg.rollout import Root, grow
 from thalweg.training import checkpoint
@@ -128,6 +128,7 @@ def iterate(
         scores = score(recipe.rewards, policy.decode(forest.latents), forest.leaf_prompts)
         if recipe.run.invalid_rewards == "raise":
             require_finite(scores, forest.leaf_prompts)
+        scores = {name: values.where(values.isfinite(), torch.nan) for name, values in scores.items()}
     with clock.stage("credit"):
         everyone = processes.gather(vars(forest.leaves) | scores)
         leaves = Leaves(**{name: everyone.pop(name) for name in vars(forest.leaves)})
@@ -237,7 +238,8 @@ def evaluate(
     """Measure the policy; its passes are not counted as training."""
     with clock.stage("evaluate"):
         before = replace(policy.passes)
-        settings, world = recipe.evaluation, find_world(recipe.model.world)
+        settings, name = recipe.evaluation, recipe.model.world
+        world = None if name is None else find_world(name)
         held_out = load_prompts(settings.prompts, recipe.model.world)
         prompts = measure.spread(held_out, settings.num_prompts)
         metrics = measure.measure(policy, prompts, recipe.rewards, world, settings, processes)
@@ -260,7 +262,7 @@ def evaluate(
 
 def load_policy(recipe: Recipe) -> Policy:
     """The model with its named weights, started from `init` if the recipe names it."""
-    policy = load_miniature(recipe.model)
+    policy = recipe.model.load()
     if recipe.init is not None:
         with torch.no_grad():
             checkpoint.fill(policy.weights.tensors("policy"), checkpoint.weights_file(recipe.init))

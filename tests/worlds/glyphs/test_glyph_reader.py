@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_the_edit_distance_counts_letters_to_change(a, b, distance):
 
 @pytest.mark.parametrize(
     ("text", "score"),
-    [("LAKE", 1.0), ("CAKE", 0.75), ("LAKES", 0.8), ("TAXED", 0.2), ("OO", 0.0), ("LA", 0.0)],
+    [("LAKE", 1.0), ("CAKE", 0.75), ("LAKES", 0.8), ("TAXED", 0.4), ("OO", 0.0), ("LA", 0.0)],
 )
 def test_partial_credit_falls_with_the_edit_distance(text, score):
     verdict = check(image_of(LAKE), text)
@@ -107,5 +109,5 @@ def test_spoilt_drawings_are_rejected(pictures, spoil):
 
 
 def test_a_right_image_is_wrong_for_any_other_string(pictures):
-    for (image, text), (_, other) in zip(pictures, pictures[1:], strict=False):
+    for (image, text), (_, other) in pairwise(pictures):
         assert check(image, other).strict == (text == other)

@@ -60,6 +60,16 @@ class MiniatureModel(Part):
     def _known(cls, name: str) -> str:
         return find_world(name).name
 
+    def load(self) -> "MiniaturePolicy":
+        """The world's base model as a policy."""
+        weights = find_world(self.world).weights
+        if not weights.is_file():
+            raise UserError(
+                f"model.world='{self.world}': its weights {weights.name} are missing from the installation; "
+                f"reinstall thalweg, or make them with scripts/pretrain_{self.world}.py"
+            )
+        return MiniaturePolicy(load_network(weights), self)
+
 
 def load_network(weights: Path) -> Miniature:
     """The network a safetensors file holds, sizes from its metadata."""
@@ -117,15 +127,3 @@ class MiniaturePolicy:
 
     def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
         return (latents.cpu() * 0.5 + 0.5).clamp(0, 1)
-
-
-def load_miniature(model: MiniatureModel) -> MiniaturePolicy:
-    """The world's base model as a policy."""
-    world = find_world(model.world)
-    if not world.weights.is_file():
-        raise UserError(
-            f"model.world='{model.world}': its weights {world.weights.name} are missing from the "
-            "installation; "
-            "reinstall thalweg, or make them with scripts/pretrain_" + model.world + ".py"
-        )
-    return MiniaturePolicy(load_network(world.weights), model)

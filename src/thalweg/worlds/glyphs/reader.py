@@ -1,10 +1,10 @@
 """Read a string back exactly and judge it against the one asked for.
 
-The border is ground, the pixels farthest from it are ink, and coverage is the projection of a pixel on the way from
-one to the other. Letters stand side by side, so the best reading over all places is a minimum over starts of sums
-of the best letter in each cell (least squares). A cell that fits no letter reads as "?", and so does ink elsewhere.
-The partial credit is the OCR reward of Flow-GRPO (Liu et al. 2025, arXiv:2505.05470), 1 - distance / length with
-Levenshtein's distance, bounded below by 0. Shapes: Y X tops and lefts of a letter's cell.
+The border is ground, the pixels farthest from it are ink, and coverage is the projection of a pixel on the
+way from one to the other. Letters stand side by side, so the best reading over all places is a minimum over
+starts of sums of the best letter in each cell (least squares). A cell that fits no letter reads as "?", and
+so does ink elsewhere. The partial credit is the OCR reward of Flow-GRPO (Liu et al. 2025, arXiv:2505.05470):
+1 - distance / length with Levenshtein's distance, at least 0. Shapes: Y X tops and lefts of a letter's cell.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def coverage(image: Float[ndarray, "3 8 20"]) -> tuple[Float[ndarray, "8 20"], s
     ray = contrast[:, distance >= 0.7 * distance.max()].mean(1)
     offsets = {name: float(np.linalg.norm(ground + ray - ink)) for name, ink in INKS.items()}
     name = min(offsets, key=offsets.__getitem__)
-    # Ink of another colour has a part the ray does not explain; it counts as coverage too, so that it does not fit.
+    # Ink of another colour has a part the ray does not explain: half of it counts, so that it does not fit.
     along = np.tensordot(ray, contrast, 1) / (ray @ ray)
     across = contrast - along * ray[:, None, None]
     return along + np.sqrt((across**2).sum(0) / (ray @ ray)) * 0.5, name if offsets[
@@ -75,7 +75,7 @@ def coverage(image: Float[ndarray, "3 8 20"]) -> tuple[Float[ndarray, "8 20"], s
 def string_at(best: Float[ndarray, "Y X"], number: int) -> tuple[float, int, int, int]:
     """The error, top, left and number of the best string of a number of letters."""
     span = best.shape[1] - (number - 1) * ADVANCE
-    totals = sum(best[:, place * ADVANCE : place * ADVANCE + span] for place in range(number))
+    totals = np.sum([best[:, place * ADVANCE : place * ADVANCE + span] for place in range(number)], axis=0)
     top, left = np.unravel_index(np.argmin(totals), (len(best), span))
     return float(totals[top, left]), int(top), int(left), number
 

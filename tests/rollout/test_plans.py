@@ -1,0 +1,99 @@
+import pytest
+
+from thalweg.core.forest import Child, count_passes
+from thalweg.core.noise import Address
+from thalweg.rollout import AllSteps, Branch, Deterministic, Window
+
+ODE, SDE = Child(stochastic=False), Child(stochastic=True, trained=True)
+
+
+def at(iteration: int) -> Address:
+    return Address(0, "selection", iteration)
+
+
+def branch_steps(layout) -> list[int]:
+    return [step for step, row in enumerate(layout) if any(child.trained for child in row[0])]
+
+
+def test_all_steps_but_the_last_are_drawn_and_trained():
+    assert AllSteps().layout(3, 1, at(0)) == ({0: (SDE,)}, {0: (SDE,)}, {0: (ODE,)})
+
+
+def test_leaves_of_one_initial_noise_fork_at_the_first_drawn_step():
+    assert AllSteps().layout(3, 2, at(0)) == ({0: (SDE, SDE)}, {0: (SDE,)}, {0: (ODE,)})
+    late = Window(size=1, start=1, move="fixed").layout(4, 3, at(0))
+    assert late == ({0: (ODE,)}, {0: (SDE, SDE, SDE)}, {0: (ODE,)}, {0: (ODE,)})
+
+
+@pytest.mark.parametrize("leaves", [1, 4])
+def test_a_window_of_all_steps_is_all_steps(leaves):
+    for move in ("fixed", "progressive", "random"):
+        window = Window(size=7, move=move).layout(8, leaves, at(3))
+        assert window == AllSteps().layout(8, leaves, at(3))
+
+
+def test_a_deterministic_plan_draws_nothing():
+    assert Deterministic().layout(2, 1, at(0)) == ({0: (ODE,)}, {0: (ODE,)})
+    assert [plan.stochastic for plan in (AllSteps(), Window(size=1), Deterministic())] == [True, True, False]
+
+
+def test_a_branching_trunk_puts_out_samples_at_every_branch_step_and_then_ends():
+    # Candidates 0 and 1, one step from each half, so both; 4 leaves, 2 from each.
+    layout = Branch(num_branch_steps=2, last_step=1).layout(4, 4, at(0))
+    branch, onwards = Child(stochastic=True, trained=True, role=1), Child(stochastic=False, role=1)
+    assert layout == (
+        {0: (branch, branch, ODE), 1: (onwards,)},
+        {0: (branch, branch), 1: (onwards,)},
+        {0: (), 1: (onwards,)},
+        {0: (), 1: (onwards,)},
+    )
+    assert count_passes(layout) == (1 + (1 + 2) + 4 + 4, 4, 4)
+
+
+def test_branch_steps_are_one_of_each_stratum_and_every_step_has_its_turn():
+    plan = Branch(num_branch_steps=3, last_step=5)
+    drawn = [branch_steps(plan.layout(8, 6, at(iteration))) for iteration in range(300)]
+    assert all(a in (0, 1) and b in (2, 3) and c in (4, 5) for a, b, c in drawn)
+    for step in range(6):  # each in half of 300 iterations, standard error 9
+        assert abs(sum(step in steps for steps in drawn) - 150) < 40
+
+
+def test_branch_steps_stop_before_the_last_step():
+    everywhere = Branch(num_branch_steps=7)
+    assert branch_steps(everywhere.layout(8, 7, at(0))) == [0, 1, 2, 3, 4, 5, 6]
+    assert branch_steps(Branch(num_branch_steps=7, last_step=40).layout(8, 7, at(0))) == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("window", "starts"),
+    # N = 8 with size 3: starts 0 .. 4 reach no further than step 6. Two iterations at each.
+    [
+        (Window(size=3, iterations_per_position=2), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0]),
+        (Window(size=3, iterations_per_position=2, stride=2), [0, 0, 2, 2, 4, 4, 0, 0, 2, 2, 4, 4]),
+        (Window(size=3, iterations_per_position=2, start=3), [3, 3, 4, 4, 3, 3, 4, 4, 3, 3, 4, 4]),
+        (Window(size=3, iterations_per_position=2, positions=2), [0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1]),
+        (Window(size=3, iterations_per_position=2, start=2, move="fixed"), [2] * 12),
+    ],
+)
+def test_a_window_moves_from_noise_to_data_and_returns(window, starts):
+    assert [window.first_step(8, at(iteration)) for iteration in range(12)] == starts
+    assert branch_steps(window.layout(8, 1, at(4))) == [starts[4], starts[4] + 1, starts[4] + 2]
+
+
+def test_a_random_window_visits_all_its_positions_equally():
+    window = Window(size=2, move="random", start=1, positions=4)
+    drawn = [window.first_step(8, at(iteration)) for iteration in range(400)]
+    assert set(drawn) == {1, 2, 3, 4}
+    for start in (1, 2, 3, 4):  # 100 each, standard error 9
+        assert abs(drawn.count(start) - 100) < 40
+    assert drawn == [window.first_step(8, at(iteration)) for iteration in range(400)]
+
+
+@pytest.mark.parametrize("num_steps", [2, 5, 8])
+@pytest.mark.parametrize(
+    "plan", [AllSteps(), Window(size=1), Window(size=1, move="random"), Branch(num_branch_steps=1)]
+)
+def test_the_last_step_is_never_drawn_or_trained(plan, num_steps):
+    for iteration in range(30):
+        last = plan.layout(num_steps, 2, at(iteration))[-1]
+        assert not any(child.stochastic or child.trained for row in last.values() for child in row)
