@@ -34,7 +34,7 @@ WARMUP = 500  # updates
 FLOOR = 0.05  # of the learning rate, at the end of a decay
 CAPTION_DROP = 0.08
 GUIDANCE = 2.5
-AVERAGE = 0.9995  # decay of the weight average
+AVERAGE = 0.999  # decay of the weight average
 POOL = 40_000  # pictures kept at a time by one process
 REUSE = 4  # times a picture is seen before another takes its place, on average
 EULER_STEPS = 8
@@ -133,13 +133,13 @@ class Flat:
             parameter.copy_(part.view(parameter.shape))
 
     @torch.no_grad()
-    def update(self, gradient: Tensor, learning_rate: float, step: int) -> None:
-        """Adam on a gradient of norm at most 1, then the average."""
+    def update(self, gradient: Tensor, learning_rate: float, step: int, averaged_steps: int) -> None:
+        """Adam on a gradient of norm at most 1, then the average, which forgets faster while it is young."""
         self.weights.grad = gradient.mul_((1 / gradient.norm()).clamp(max=1))
         self.optimizer.state[self.weights]["step"].fill_(step - 1)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
-        self.average.lerp_(self.weights, 1 - min(AVERAGE, (1 + step) / (10 + step)))
+        self.average.lerp_(self.weights, 1 - min(AVERAGE, (1 + averaged_steps) / (10 + averaged_steps)))
         self.put(self.weights, self.working)
 
 
@@ -222,8 +222,9 @@ def work(rank: int, processes: int, world: World, stage: str, seconds: float) ->
     flat = Flat(config)
     progress = resume(flat, path)
     flat.put(flat.weights, flat.working)
-    teacher = None
+    teacher, young = None, 0
     if stage == "distill":
+        young = progress["step"]
         flat.weights.copy_(flat.average)
         flat.put(flat.average, flat.working)
         teacher = coarse(config)
@@ -262,7 +263,8 @@ def work(rank: int, processes: int, world: World, stage: str, seconds: float) ->
             parameter.grad = None
         progress["step"] += 1
         progress["images"] += world.batch_size * processes
-        flat.update(parcel[:-2] / processes, parcel[-2].item(), progress["step"])
+        averaged_steps = progress["step"] - young
+        flat.update(parcel[:-2] / processes, parcel[-2].item(), progress["step"], averaged_steps)
         ends = parcel[-1].item() > 0
         if rank == 0:
             losses.append(loss.item())

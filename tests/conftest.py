@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from thalweg.core.values import Condition, Prompt
@@ -10,6 +11,10 @@ from thalweg.models.miniature.network import Miniature, MiniatureConfig
 from thalweg.models.miniature.policy import MiniaturePolicy
 from thalweg.worlds import find_world
 from thalweg.worlds.scenes.vocabulary import VOCABULARY
+
+# A loaded machine is no failure, and every run of the tests sees the same examples.
+settings.register_profile("thalweg", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("thalweg")
 
 
 class LinearPolicy:

@@ -99,7 +99,8 @@ def evaluate(source: Source, overrides: Overrides = None, as_json: AsJSON = Fals
 
     policy, recipe = open_model(source, overrides or [])
     settings = recipe.evaluation.model_copy(update={"weights": POLICY})
-    prompts = measure.spread(load_prompts(settings.prompts, recipe.model.world), settings.num_prompts)
+    held_out = load_prompts(settings.prompts, recipe.model.world, "evaluation.prompts")
+    prompts = measure.spread(held_out, settings.num_prompts)
     world = None if recipe.model.world is None else find_world(recipe.model.world)
     _print_values(measure.measure(policy, prompts, recipe.rewards, world, settings, Processes()), as_json)
 
@@ -117,6 +118,26 @@ def report(
     for run in runs:
         load_run(run)
     typer.echo(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out))
+
+
+@app.command(epilog="Example: thalweg bench flow-grpo diffusion-nft --cpu-seconds 240 --out bench")
+def bench(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes, and key=value changes to all of them.")],
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    cpu_seconds: Annotated[float, typer.Option(min=1, help="Processor time of each run.")] = 240,
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the table.")] = Path("bench"),
+) -> None:
+    """Train recipes under one budget and write a table; goes on where it was interrupted."""
+    from thalweg.training.bench import bench as run_bench
+    from thalweg.training.bench import table
+
+    names = [text for text in recipes if "=" not in text]
+    changes = [text for text in recipes if "=" in text]
+    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+        raise UserError(f"--seeds {seeds}: whole numbers with commas, such as 0,1,2")
+    numbers = [int(seed) for seed in seeds.split(",")]
+    results = run_bench(names, numbers, cpu_seconds, out, changes, lambda line: typer.echo(line, err=True))
+    typer.echo(table(results))
 
 
 @app.command()

@@ -64,6 +64,17 @@ class Processes:
         dist.all_reduce(seen, dist.ReduceOp.MAX)
         return bool(seen)
 
+    def agree(self, text: str) -> str:
+        """The text that the first process gives."""
+        if self.count == 1:
+            return text
+        letters = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        size = torch.tensor([len(letters)])
+        dist.broadcast(size, 0)
+        letters = letters if self.is_first else torch.zeros(int(size), dtype=torch.uint8)
+        dist.broadcast(letters, 0)
+        return bytes(letters.tolist()).decode()
+
     def wait(self) -> None:
         if self.count > 1:
             dist.barrier()

@@ -3,8 +3,8 @@
     A_i = (r_i - mean of the group) / (std + epsilon),      held in [-limit, limit]
 
 Groups are told by integer identity, never by the text of a prompt. Statistics are float64 and cover the
-samples of all processes. A reward that is NaN marks an invalid sample: it takes no part in statistics and
-gets advantage 0. Shapes: B samples of all processes, R rewards.
+samples of all processes. A reward that is not finite marks an invalid sample: it takes no part in statistics
+and gets advantage 0. Shapes: B samples of all processes, R rewards.
 """
 
 from collections.abc import Mapping
@@ -61,33 +61,37 @@ class GroupCredit(Part):
     ) -> Float[Tensor, "B R"]:
         """One column, or with `separate` one a reward."""
         group = self.groups(leaves)
-        columns = [rewards[name].double() * weight for name, weight in weights.items()]
+        columns = torch.stack([rewards[name].double() for name in weights])
+        scale = torch.tensor(list(weights.values()), dtype=torch.float64)[:, None]
+        # A sample without one of its rewards is invalid for all of them.
+        valid = columns.isfinite().all(0)
         if self.combine == "sum_rewards":
-            return self._normalise(torch.stack(columns).sum(0), group)[:, None]
+            return self._normalise((columns * scale).sum(0), group, valid)[:, None].float()
+        # Weights act on the advantages; a reward's own scale is divided out.
+        terms = scale * torch.stack([self._normalise(column, group, valid) for column in columns])
         if self.combine == "sum_advantages":
-            # Weights act on the advantages; a reward's own scale is divided out.
-            terms = [w * self._normalise(rewards[n].double(), group) for n, w in weights.items()]
-            return torch.stack(terms).sum(0)[:, None]
-        return torch.stack([w * self._normalise(rewards[n].double(), group) for n, w in weights.items()], 1)
+            return terms.sum(0)[:, None].float()
+        return terms.T.float()
 
     def select(self, rows: Rows, *, seed: int, iteration: int) -> Rows:
         """The rows worth a pass, weighed by step."""
         keep = (rows.advantages != 0).any(1) if self.drop_zero else torch.ones(len(rows), dtype=torch.bool)
         if self.trained_fraction < 1:
             keep &= self._drawn(rows, seed, iteration)
-        rows = rows.index(keep)
-        if not isinstance(rows, Transitions):
-            return rows
-        return replace(rows, weight=rows.weight * step_weights(self.step_weight, rows.std, rows.step))
+        if isinstance(rows, Transitions):
+            # Before any row is dropped: which ones are differs between processes.
+            weight = rows.weight * step_weights(self.step_weight, rows.std, rows.step)
+            rows = replace(rows, weight=weight)
+        return rows.index(keep)
 
     def _drawn(self, rows: Rows, seed: int, iteration: int) -> Bool[Tensor, " B"]:
-        steps, place = torch.unique(rows.step, return_inverse=True)
-        count = max(1, int(self.trained_fraction * len(steps)))
-        samples, which = torch.unique(rows.sample, return_inverse=True)
-        table = torch.zeros(len(samples), len(steps), dtype=torch.bool)
-        for row, sample in zip(table, samples.tolist(), strict=True):
-            row[Address(seed, "selection", iteration, path=(sample,)).permutation(len(steps))[:count]] = True
-        return table[which, place]
+        keep = torch.zeros(len(rows), dtype=torch.bool)
+        samples, sizes = torch.unique(rows.sample, return_counts=True)
+        by_sample = rows.sample.argsort(stable=True).split(sizes.tolist())
+        for sample, own in zip(samples.tolist(), by_sample, strict=True):
+            order = Address(seed, "selection", iteration, path=(sample,)).permutation(len(own))
+            keep[own[order[: max(1, int(self.trained_fraction * len(own)))]]] = True
+        return keep
 
     def groups(self, leaves: Leaves) -> Int64[Tensor, " B"]:
         """A number for each sample's group, 0 .. groups - 1."""
@@ -95,16 +99,19 @@ class GroupCredit(Part):
         keys = torch.stack([columns[key] for key in self.group_by], 1)
         return torch.unique(keys, dim=0, return_inverse=True)[1]
 
-    def _normalise(self, rewards: Float[Tensor, " B"], group: Int64[Tensor, " B"]) -> Float[Tensor, " B"]:
-        valid = ~rewards.isnan()
+    def _normalise(
+        self, rewards: Float[Tensor, " B"], group: Int64[Tensor, " B"], valid: Bool[Tensor, " B"]
+    ) -> Float[Tensor, " B"]:
         mean, std, spread = statistics(rewards, group, valid, self.ddof)
-        centred = torch.where(valid & spread[group], rewards - mean[group], 0)
+        centred = rewards - mean[group]
         if self.std == "group":
             centred = centred / (std[group] + self.epsilon)
         elif self.std == "global":
             whole = torch.zeros_like(group)
             centred = centred / (statistics(rewards, whole, valid, self.ddof)[1] + self.epsilon)
-        return (centred if self.limit is None else centred.clamp(-self.limit, self.limit)).float()
+        # Last, because with epsilon = 0 a group of equal rewards divides by 0.
+        centred = torch.where(valid & spread[group], centred, 0)
+        return centred if self.limit is None else centred.clamp(-self.limit, self.limit)
 
 
 def statistics(

@@ -67,8 +67,8 @@ class ChunkRatio(Part):
     ) -> tuple[Float[Tensor, " U"], dict[str, Float[Tensor, " U"]]]:
         ends = torch.tensor(self.chunks).cumsum(0)
         chunk = torch.bucketize(rows.step - rows.step.min(), ends, right=True)
-        _, unit = torch.unique(torch.stack([rows.sample, chunk], 1), dim=0, return_inverse=True)
-        size = int(unit.max()) + 1
+        units, unit = torch.unique(torch.stack([rows.sample, chunk], 1), dim=0, return_inverse=True)
+        size = len(units)
         count = torch.zeros(size).index_add(0, unit, torch.ones(len(unit)))
 
         def mean(column: Tensor) -> Tensor:

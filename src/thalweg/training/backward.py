@@ -46,7 +46,10 @@ class Report:
 
     def means(self, processes: Processes, ratio_deviation: float) -> Metrics:
         """Averages over the units of all processes, and the largest deviation on any of them."""
-        names = sorted({*self.totals, "loss"})
+        # A process without rows has not seen what the others report.
+        text = "".join(f"{name}\n" for name in ("loss", *self.totals))
+        letters = processes.gather({"letters": torch.tensor(list(text.encode()), dtype=torch.uint8)})
+        names = sorted(set(bytes(letters["letters"].tolist()).decode().split()))
         sums = torch.tensor(
             [float(self.units), *(self.totals.get(n, 0.0) for n in names)], dtype=torch.float64
         )
@@ -84,6 +87,8 @@ def backward(
 ) -> Report:
     """Add to the gradients of the policy those of `share` times the sum of all loss terms."""
     report = Report()
+    if len(rows) == 0:
+        return report
     if objective.unit == "row" or len(rows) <= micro_batch:
         for part in _split(rows, micro_batch):
             scalars = measure(objective, policy, part, condition)

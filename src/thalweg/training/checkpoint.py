@@ -33,6 +33,8 @@ class State:
     skipped_updates: int = 0
     skipped_in_a_row: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Processor time that the first process spent in iterations."""
     best: float | None = None
     """Best evaluation so far, for `keep_best`."""
     best_iteration: int | None = None
@@ -47,8 +49,8 @@ def save(
         return final
     partial = folder / f".partial-{os.getpid()}-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         for name in weights.names:
             tensors = {n: t.detach().cpu().contiguous() for n, t in weights.tensors(name).items()}
             save_file(
@@ -61,12 +63,11 @@ def save(
         _flush(partial)
         os.replace(partial, final)
         _flush(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is one or the other, by who was writing
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"checkpoint {final}: cannot be written ({error.strerror or error}); earlier checkpoints "
-            "are whole; "
-            "make room and resume the run"
+            f"checkpoint {final}: cannot be written ({getattr(error, 'strerror', None) or error}); earlier "
+            "checkpoints are whole; make room and resume the run"
         ) from error
     return final
 
@@ -108,13 +109,12 @@ def read_state(path: Path) -> State:
                 f"checkpoint {path}: written in another format; resume it with the version that wrote it"
             )
         return State(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"checkpoint {path}: state.json is missing or damaged ({error}); remove the folder to "
-            "resume from the "
-            "checkpoint before it"
+            f"checkpoint {path}: state.json is missing or damaged ({error}); remove the folder to resume "
+            "from the checkpoint before it"
         ) from error
 
 
@@ -157,7 +157,8 @@ def _read(file: Path) -> dict[str, Tensor]:
             return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{file}: missing or damaged ({error}); remove its checkpoint to resume from the one before"
+            f"{file}: missing or damaged ({error}); use another file, or remove its checkpoint to resume "
+            "from the one before"
         ) from error
 
 

@@ -9,7 +9,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.noise import Address
 from thalweg.core.part import Part
 from thalweg.core.values import Prompt
-from thalweg.worlds import find_world
+from thalweg.worlds import World, find_world
 
 
 class Data(Part):
@@ -23,26 +23,37 @@ class Data(Part):
     """P: prompts of one iteration."""
 
 
-def load_prompts(source: str, world: str | None) -> tuple[Prompt, ...]:
-    """All prompts of a source."""
+def load_prompts(source: str, world: str | None, key: str = "data.prompts") -> tuple[Prompt, ...]:
+    """All prompts of a source, which the recipe names under `key`."""
     if source in ("training", "held_out"):
         if world is None:
-            raise UserError(f"data.prompts='{source}': only an embedded world has its own; name a file")
+            raise UserError(f"{key}='{source}': only an embedded world has its own; name a file")
         of = find_world(world)
         return of.training_prompts() if source == "training" else of.held_out_prompts()
     path = Path(source)
     if not path.is_file():
-        raise UserError(
-            f"data.prompts='{source}': no such file; give training, held_out, or a .txt or .jsonl file"
-        )
+        raise UserError(f"{key}='{source}': no such file; give training, held_out, or a .txt or .jsonl file")
     if path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"data.prompts='{source}': cannot read '{path.suffix}' files; give .txt or .jsonl")
+        raise UserError(f"{key}='{source}': cannot read '{path.suffix}' files; give .txt or .jsonl")
     read = _read_json if path.suffix == ".jsonl" else _read_text
-    lines = path.read_text(encoding="utf-8").splitlines()
-    prompts = tuple(read(line, f"{source}:{n}") for n, line in enumerate(lines, 1) if line.strip())
-    if not prompts:
-        raise UserError(f"data.prompts='{source}': the file holds no prompt; give at least one line")
-    return prompts
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}='{source}': not UTF-8 text ({error}); save it as such") from None
+    numbered = {n: read(line, f"{source}:{n}") for n, line in enumerate(lines, 1) if line.strip()}
+    if not numbered:
+        raise UserError(f"{key}='{source}': the file holds no prompt; give at least one line")
+    if world is not None:
+        _require_known_words(numbered, find_world(world), source)
+    return tuple(numbered.values())
+
+
+def _require_known_words(prompts: dict[int, Prompt], world: World, source: str) -> None:
+    for number, prompt in prompts.items():
+        try:
+            world.tokenize([prompt.text])
+        except UserError as error:
+            raise UserError(f"{source}:{number}: {error}") from None
 
 
 def draw_prompts(prompts: tuple[Prompt, ...], data: Data, seed: int, iteration: int) -> list[Prompt]:

@@ -1,5 +1,6 @@
 """The training loop: collect, judge, credit, learn. Every noun is a value that can be printed."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.forest import Forest, Leaves
 from thalweg.core.noise import Address
 from thalweg.core.processes import Processes, connect, disconnect
-from thalweg.core.values import Metrics, Transitions
+from thalweg.core.values import Metrics, Prompt, Transitions
 from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
 from thalweg.models import Policy
@@ -52,10 +53,10 @@ def train(recipe: Recipe, out: str | Path | None = None, progress: Progress | No
     """Train in a new folder (`out`, or runs/<recipe>-<time>) and write its report."""
     processes = connect()
     try:
-        folder = RunFolder(Path(out) if out else default_folder(recipe.name), processes.is_first)
-        folder.start(recipe, command_line())
-        processes.wait()
-        return _run(recipe, folder, processes, progress)
+        path = Path(processes.agree(str(out or default_folder(recipe.name))))
+        folder = RunFolder(path, processes.is_first)
+        folder.require_new()
+        return _run(recipe, folder, processes, progress, is_new=True)
     finally:
         disconnect(processes)
 
@@ -64,23 +65,29 @@ def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -
     """Continue the run of that folder from its last whole checkpoint, or from the start if it has none."""
     processes = connect()
     try:
-        folder = RunFolder(Path(path), processes.is_first)
-        folder.write_recipe(recipe)
-        return _run(recipe, folder, processes, progress)
+        return _run(recipe, RunFolder(Path(path), processes.is_first), processes, progress, is_new=False)
     finally:
         disconnect(processes)
 
 
-def _run(recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress | None) -> Run:
-    policy = load_policy(recipe)
-    batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything heavy starts
+def _run(
+    recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress | None, *, is_new: bool
+) -> Run:
+    torch.set_flush_denormal(True)  # denormal numbers slow a CPU down manifold
+    policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
+    batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
     optimizer = make_optimizer(policy.weights, recipe.optim)
     prompts = load_prompts(recipe.data.prompts, recipe.model.world)
-    clock, trackers = Clock(), Trackers(recipe, folder.path if folder.writes else None)
+    held_out = load_prompts(recipe.evaluation.prompts, recipe.model.world, "evaluation.prompts")
+    if is_new:
+        folder.start(recipe, command_line())
+    processes.wait()
 
     with folder.locked(), StopRequest() as stop:
-        state = _restore(folder, policy, optimizer)
-        stop.start_counting(state.seconds, recipe.run.max_seconds)
+        state = _restore(recipe, folder, policy, optimizer)
+        folder.write_recipe(recipe)  # only now: overrides that do not fit leave the run as it was
+        clock, trackers = Clock(), Trackers(recipe, folder.path if folder.writes else None)
+        stop.start_counting(state.seconds)
 
         def log(event: str, values: dict[str, Any]) -> None:
             passes = {"evaluations": state.evaluations, "backwards": state.backwards}
@@ -91,22 +98,31 @@ def _run(recipe: Recipe, folder: RunFolder, processes: Processes, progress: Prog
                 progress(event, line)
 
         if state.iteration == 0:
-            log("eval", evaluate(recipe, policy, folder, processes, state, clock))
-        while state.iteration < recipe.iterations and not processes.any(stop.requested()):
-            started = stop.seconds()
+            log("eval", evaluate(recipe, policy, held_out, folder, processes, state, clock))
+        stopping = state.iteration >= recipe.iterations
+        while not stopping:
+            started, cpu_started = stop.seconds(), time.process_time()
             metrics = iterate(recipe, policy, optimizer, prompts, processes, state, clock)
+            state.cpu_seconds += time.process_time() - cpu_started
+            spent = {"time/cpu": state.cpu_seconds}
             speed = {"samples_per_second": metrics["samples"] / (stop.seconds() - started)}
-            log("train", metrics | clock.read() | speed | {"memory/peak_mb": peak_megabytes(policy.device)})
-            last = state.iteration == recipe.iterations
-            if last or (recipe.evaluation.every and state.iteration % recipe.evaluation.every == 0):
-                log("eval", evaluate(recipe, policy, folder, processes, state, clock))
-            if last or state.iteration % recipe.run.save_every == 0 or processes.any(stop.requested()):
+            log(
+                "train",
+                metrics | clock.read() | spent | speed | {"memory/peak_mb": peak_megabytes(policy.device)},
+            )
+            ended = processes.any(_is_spent(recipe, state, stop.seconds()))
+            if ended or (recipe.evaluation.every and state.iteration % recipe.evaluation.every == 0):
+                log("eval", evaluate(recipe, policy, held_out, folder, processes, state, clock))
+            # Asked once: a request that arrives from here on takes one more iteration, and saves it.
+            stopping = ended or processes.any(stop.requested())
+            is_best = recipe.run.keep_best and state.best_iteration == state.iteration
+            if stopping or is_best or state.iteration % recipe.run.save_every == 0:
                 with clock.stage("save"):
                     _save(recipe, folder, state, policy, optimizer, stop.seconds())
                 processes.wait()
         trackers.close()
-    if folder.writes:
-        write_report(folder.path)
+        if folder.writes:
+            write_report(folder.path)
     return Run(folder.path, state.iteration, state.iteration >= recipe.iterations)
 
 
@@ -187,7 +203,7 @@ def learn(
         again = recompute_log_probs(recipe.objective, policy, rows, forest.condition, optim.micro_batch)
         rows = replace(rows, old_log_prob=again)
     order = leaves.sample[Address(recipe.seed, "order", state.iteration, path=(1,)).permutation(len(leaves))]
-    for number, samples in enumerate(order.tensor_split(optim.updates_per_iteration)):
+    for samples in order.tensor_split(optim.updates_per_iteration):
         part = rows.index(torch.isin(rows.sample, samples))
         weight = part.weight.double().sum()[None]
         processes.add([weight])
@@ -197,7 +213,7 @@ def learn(
             recipe.objective, policy, part, forest.condition, optim.micro_batch, 1 / float(weight)
         )
         norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
-        if number == 0:
+        if not norms:
             deviation = done.ratio_deviation
         report.merge(done)
         norms.append(norm)
@@ -233,14 +249,19 @@ def summarise(recipe: Recipe, scores: dict[str, torch.Tensor], leaves: Leaves) -
 
 
 def evaluate(
-    recipe: Recipe, policy: Policy, folder: RunFolder, processes: Processes, state: State, clock: Clock
+    recipe: Recipe,
+    policy: Policy,
+    held_out: Sequence[Prompt],
+    folder: RunFolder,
+    processes: Processes,
+    state: State,
+    clock: Clock,
 ) -> Metrics:
     """Measure the policy; its passes are not counted as training."""
     with clock.stage("evaluate"):
         before = replace(policy.passes)
         settings, name = recipe.evaluation, recipe.model.world
         world = None if name is None else find_world(name)
-        held_out = load_prompts(settings.prompts, recipe.model.world)
         prompts = measure.spread(held_out, settings.num_prompts)
         metrics = measure.measure(policy, prompts, recipe.rewards, world, settings, processes)
         if settings.diversity_prompts:
@@ -260,10 +281,13 @@ def evaluate(
     return metrics
 
 
-def load_policy(recipe: Recipe) -> Policy:
-    """The model with its named weights, started from `init` if the recipe names it."""
+def load_policy(recipe: Recipe, *, is_saved: bool = False) -> Policy:
+    """The model with its named weights, started from `init` if the recipe names it.
+
+    Where a checkpoint holds the weights (`is_saved`), `init` is not needed any more and may be gone.
+    """
     policy = recipe.model.load()
-    if recipe.init is not None:
+    if recipe.init is not None and not is_saved:
         with torch.no_grad():
             checkpoint.fill(policy.weights.tensors("policy"), checkpoint.weights_file(recipe.init))
     add_named(policy.weights, recipe.weights)
@@ -279,11 +303,23 @@ def _roots(recipe: Recipe) -> list[Root]:
     ]
 
 
-def _restore(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer) -> State:
+def _is_spent(recipe: Recipe, state: State, seconds: float) -> bool:
+    """Whether the run has had all that its recipe gives it."""
+    time_limit, cpu_limit = recipe.run.max_seconds, recipe.run.max_cpu_seconds
+    return (
+        state.iteration >= recipe.iterations
+        or (time_limit is not None and seconds >= time_limit)
+        or (cpu_limit is not None and state.cpu_seconds >= cpu_limit)
+    )
+
+
+def _restore(recipe: Recipe, folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer) -> State:
     done = checkpoint.complete(folder.checkpoints)
     with torch.no_grad():
         state = checkpoint.load(done[-1], policy.weights, optimizer) if done else State()
     folder.forget_after(state.iteration if done else -1)
+    if state.iteration < recipe.iterations:
+        folder.forget_evaluations_between(recipe.evaluation.every)
     return state
 
 

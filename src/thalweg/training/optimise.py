@@ -49,7 +49,10 @@ def update(
 
     `updates` steps were taken before. A norm that is not finite leaves weights and optimizer as they are.
     """
-    parameters = [p for p in weights.parameters.values() if p.grad is not None]
+    parameters = list(weights.parameters.values())
+    for parameter in parameters:
+        if parameter.grad is None:  # a process without rows must still add its nothing
+            parameter.grad = torch.zeros_like(parameter)
     processes.add([p.grad for p in parameters if p.grad is not None])
     limit = torch.inf if optim.max_grad_norm is None else optim.max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))

@@ -21,9 +21,10 @@ class BatchPlan:
     samples: int
     rollout_passes: int
     """Network passes of one sample that the rollout takes, over all processes."""
-    trained_rows: int
-    """Rows that get a pass with gradient, where none is dropped."""
-    anchor_passes: int
+    gradient_passes: int
+    """Passes with gradient, where no row is dropped."""
+    other_passes: int
+    """Passes of the update without gradient: anchors, first sweeps, log-probs computed again."""
     updates: int
     stored_bytes: int
     """States and conditions kept between rollout and update, on one process."""
@@ -33,7 +34,7 @@ class BatchPlan:
     @property
     def evaluations(self) -> int:
         """Forward passes of an iteration."""
-        return self.rollout_passes + self.trained_rows + self.anchor_passes
+        return self.rollout_passes + self.gradient_passes + self.other_passes
 
 
 def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
@@ -48,10 +49,19 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
     passes, trained = recipe.rollout.passes_per_prompt(recipe.seed, 0)
     samples = recipe.data.prompts_per_iteration * recipe.rollout.group_size
     levels = getattr(recipe.objective, "sigmas", None)
-    rows = trained * recipe.data.prompts_per_iteration if levels is None else samples * levels.num_sigmas
+    of_sample = trained // recipe.rollout.group_size
     if levels is None:
-        rows = int(rows * recipe.credit.trained_fraction)
-    sweeps = 1 if recipe.objective.unit == "row" else 2
+        of_sample = max(1, int(recipe.credit.trained_fraction * of_sample))
+    else:
+        of_sample = levels.num_sigmas
+    rows, anchors = samples * of_sample, len(recipe.objective.anchors)
+    others = rows * anchors
+    if recipe.objective.unit != "row":
+        # Units wider than a micro-batch take two sweeps, each with the anchors' passes.
+        updates = (len(part) * of_sample // processes for part in _parts(samples, recipe))
+        others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (1 + anchors)
+    if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
+        others += rows * (1 + anchors)
     states = 2 * trained * recipe.data.prompts_per_iteration if levels is None else 2 * rows
     size = math.prod(policy.latent_shape) * torch.float32.itemsize
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
@@ -62,9 +72,14 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         roots_per_process=roots // processes,
         samples=samples,
         rollout_passes=passes * recipe.data.prompts_per_iteration * policy.passes_per_velocity,
-        trained_rows=rows,
-        anchor_passes=rows * (len(recipe.objective.anchors) + sweeps - 1) * policy.passes_per_velocity,
+        gradient_passes=rows * policy.passes_per_velocity,
+        other_passes=others * policy.passes_per_velocity,
         updates=recipe.optim.updates_per_iteration,
         stored_bytes=states * size // processes,
         weight_bytes=weights * (4 + len(recipe.weights)),
     )
+
+
+def _parts(samples: int, recipe: Recipe) -> tuple[torch.Tensor, ...]:
+    """The samples of each update."""
+    return torch.arange(samples).tensor_split(recipe.optim.updates_per_iteration)

@@ -1,11 +1,13 @@
 """Recipes: one file a method, read strictly, every problem reported with its place and the way out."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
@@ -34,6 +36,9 @@ class Run(Part):
     """Also keep the checkpoint with the best evaluation."""
     max_seconds: PositiveFloat | None = None
     """Save and stop after this time, counted over all resumptions."""
+    max_cpu_seconds: PositiveFloat | None = None
+    """Save and stop after this processor time of the first process, evaluations and saving left out: a budget
+    that other programs on the machine do not change."""
     invalid_rewards: Literal["raise", "drop"] = "raise"
     """A reward that is NaN stops the run, or leaves its sample out (counted as `invalid_rewards`)."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
@@ -80,7 +85,7 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | Sequence[str]
     path = find_recipe(source)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; mend the file")
@@ -102,6 +107,12 @@ def check_recipe(tree: Mapping[str, Any], source: str) -> Recipe:
     if problems:
         raise UserError(_listing(source, problems))
     return recipe
+
+
+def trained_steps(rollout: Rollout, seed: int, iteration: int) -> list[int]:
+    """Which denoising steps are trained in an iteration."""
+    layout = rollout.layout(seed, iteration)
+    return [i for i, roles in enumerate(layout) if any(c.trained for row in roles.values() for c in row)]
 
 
 def recipe_names() -> list[str]:
@@ -140,11 +151,17 @@ def _across_sections(recipe: Recipe) -> list[str]:
             problems.append(
                 f"{place}: no weights are called '{name}'; add them under `weights`{nearest(name, known)}"
             )
-    if isinstance(recipe.objective, ClippedRatio | ChunkRatio) and not recipe.rollout.plan.stochastic:
-        problems.append(
-            f"objective.kind: '{recipe.objective.kind}' needs the densities of drawn steps, and the plan "
-            f"'{recipe.rollout.plan.kind}' draws none; choose another plan or objective"
-        )
+    made = [POLICY]
+    for name, rule in recipe.weights.items():
+        if not re.fullmatch(r"[\w.-]+", name):
+            problems.append(f"weights: '{name}' cannot name a file; use letters, digits, '.', '_' and '-'")
+        if name == POLICY:
+            problems.append(f"weights.{POLICY}: the name of the weights that are trained; choose another")
+        if rule.source in known and rule.source not in made:
+            problems.append(f"weights.{name}.from: '{rule.source}' comes later; write it above '{name}'")
+        made.append(name)
+    if isinstance(recipe.objective, ClippedRatio | ChunkRatio):
+        problems += _densities(recipe)
     if isinstance(recipe.objective, NFT) and recipe.credit.step_weight != "uniform":
         problems.append(
             "credit.step_weight: only trained steps have one; objective 'nft' trains whole samples"
@@ -166,6 +183,33 @@ def _across_sections(recipe: Recipe) -> list[str]:
         problems.append("rewards: empty, so there is nothing to learn; give at least one")
     if len(set(names)) < len(names):
         problems.append(f"rewards: two have the same name ({', '.join(sorted(names))}); remove one")
+    return problems
+
+
+def _densities(recipe: Recipe) -> list[str]:
+    """What keeps the trained steps from having a density, or from filling the objective's chunks."""
+    objective, rollout = recipe.objective, recipe.rollout
+    trained = trained_steps(rollout, recipe.seed, 0)
+    if not rollout.plan.stochastic or rollout.kernel is None:
+        return [
+            f"objective.kind: '{objective.kind}' needs the densities of drawn steps, and the plan "
+            f"'{rollout.plan.kind}' draws none; choose another plan or objective"
+        ]
+    problems = []
+    sigmas = rollout.sigmas()
+    nowhere = torch.zeros(len(sigmas) - 1, 1)
+    std = rollout.kernel.transition(nowhere, nowhere, sigmas[:-1], sigmas[1:]).std
+    silent = [step for step in trained if not std[step] > 0]
+    if silent:
+        problems.append(
+            f"rollout.kernel: '{rollout.kernel.kind}' draws step {silent[0]} without noise, so it has no "
+            "density to train on; give a larger noise_level"
+        )
+    if isinstance(objective, ChunkRatio) and sum(objective.chunks) != len(trained):
+        problems.append(
+            f"objective.chunks={list(objective.chunks)} adds up to {sum(objective.chunks)} steps, but the "
+            f"rollout trains {len(trained)}; make them equal"
+        )
     return problems
 
 

@@ -1,6 +1,8 @@
 """The folder of a run: resolved recipe, provenance, metrics, samples. Anyone can read it without us."""
 
+import errno
 import json
+import math
 import os
 import platform
 import subprocess
@@ -20,6 +22,8 @@ from thalweg.training.recipe import Recipe
 
 FORMAT = 1
 OURS = "recipe.yaml"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""No room, or no permission: what a user can mend."""
 
 
 class RunFolder:
@@ -36,17 +40,22 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def start(self, recipe: Recipe, command: list[str]) -> None:
-        """Create the folder; raises UserError where it is taken or cannot be written."""
-        if not self.writes:
-            return
+    def require_new(self) -> None:
+        """Raises UserError where the folder is taken."""
         if (self.path / OURS).exists():
             raise UserError(
                 f"{self.path}: holds a run already; `thalweg resume {self.path}` continues it, --out "
                 "names another"
             )
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file; give a new folder with --out")
         if self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{self.path}: is not empty; give a new folder with --out")
+
+    def start(self, recipe: Recipe, command: list[str]) -> None:
+        """Create the folder; raises UserError where it cannot be written."""
+        if not self.writes:
+            return
         try:
             (self.path / "samples").mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
@@ -63,11 +72,12 @@ class RunFolder:
             write_whole(self.path / OURS, recipe.to_yaml())
 
     def log(self, event: str, values: Mapping[str, Any]) -> None:
-        """One JSON line, flushed."""
+        """One JSON line, flushed. JSON has no infinity: a value that is not finite is null."""
         if not self.writes:
             return
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **values}) + "\n")
+            file.write(json.dumps({"event": event, **finite}, allow_nan=False) + "\n")
 
     def forget_after(self, iteration: int) -> None:
         """Drop metric lines of later iterations, and a line that an interruption cut off."""
@@ -76,15 +86,32 @@ class RunFolder:
         kept = [json.dumps(line) for line in read_metrics(self.metrics) if line["iteration"] <= iteration]
         write_whole(self.metrics, "".join(line + "\n" for line in kept))
 
+    def forget_evaluations_between(self, every: int) -> None:
+        """Drop evaluations off the schedule: a run that goes on past its end has none there."""
+        if not self.writes or not self.metrics.exists():
+            return
+        lines = read_metrics(self.metrics)
+        kept = [x for x in lines if x["event"] != "eval" or x["iteration"] % (every or sys.maxsize) == 0]
+        write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder: two processes writing one run would destroy it."""
+        """Hold the folder: two processes writing one run would destroy it.
+
+        Raises UserError too where something inside the block finds no room to write.
+        """
         if not self.writes:
             yield
             return
         import fcntl
 
-        with (self.path / ".lock").open("w") as file:
+        try:
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); give a run's folder"
+            ) from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -92,7 +119,15 @@ class RunFolder:
                     f"{self.path}: another process is training there; stop it first, or give another "
                     "folder with --out"
                 ) from None
-            yield
+            try:
+                yield
+            except OSError as error:
+                if error.errno not in UNWRITABLE:
+                    raise
+                raise UserError(
+                    f"{error.filename or self.path}: cannot be written ({error.strerror}); make room and "
+                    f"`thalweg resume {self.path}`"
+                ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

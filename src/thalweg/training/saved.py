@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from thalweg.evaluation.sampling import sample_images
 from thalweg.models import POLICY, Policy
 from thalweg.training import checkpoint
 from thalweg.training.loop import load_policy
-from thalweg.training.recipe import Recipe, check_recipe, load_recipe
+from thalweg.training.recipe import Recipe, load_recipe
 from thalweg.training.run import OURS, read_metrics
 
 
@@ -40,7 +39,7 @@ class SavedRun:
 
     def policy(self, weights: str = POLICY) -> Policy:
         """The model with the named weights of the last checkpoint as its policy; without one, the base."""
-        policy = load_policy(self.recipe)
+        policy = load_policy(self.recipe, is_saved=bool(self.checkpoints))
         if self.checkpoints:
             with torch.no_grad():
                 file = self.checkpoints[-1] / f"weights.{weights}.safetensors"
@@ -56,9 +55,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
         raise UserError(
             f"'{path}': no run there ({OURS} is missing); give the folder that `thalweg train` wrote"
         )
-    if overrides:
-        return SavedRun(folder, load_recipe(file, overrides))
-    return SavedRun(folder, check_recipe(yaml.safe_load(file.read_text(encoding="utf-8")), str(file)))
+    return SavedRun(folder, load_recipe(file, overrides))
 
 
 def open_model(source: str | Path, overrides: Sequence[str] = ()) -> tuple[Policy, Recipe]:

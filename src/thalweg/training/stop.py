@@ -1,4 +1,4 @@
-"""Stopping a run cleanly: Ctrl-C, SIGTERM, or the time it was given."""
+"""Stopping a run cleanly: Ctrl-C or SIGTERM, and how long it has gone on."""
 
 import signal
 import time
@@ -15,7 +15,6 @@ class StopRequest:
         self._asked = False
         self._start = time.monotonic()
         self._before = 0.0
-        self._limit: float | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -30,16 +29,16 @@ class StopRequest:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def start_counting(self, before: float, limit: float | None) -> None:
-        """`before` seconds are spent already, of `limit`."""
-        self._start, self._before, self._limit = time.monotonic(), before, limit
+    def start_counting(self, before: float) -> None:
+        """`before` seconds are spent already."""
+        self._start, self._before = time.monotonic(), before
 
     def seconds(self) -> float:
         """Since the run began, over all resumptions."""
         return self._before + time.monotonic() - self._start
 
     def requested(self) -> bool:
-        return self._asked or (self._limit is not None and self.seconds() >= self._limit)
+        return self._asked
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked and number == signal.SIGINT:

@@ -76,4 +76,4 @@ def after_iteration(weights: NamedWeights, rules: dict[str, WeightRule], iterati
         if isinstance(rule.update, EMA) and rule.update.per == "iteration":
             weights.blend(name, rule.source, rule.update.keep(iterations))
         if isinstance(rule.update, Copy) and iterations % rule.update.every == 0:
-            weights.blend(name, rule.source, 0)
+            weights.blend(name, rule.source, 0.0)

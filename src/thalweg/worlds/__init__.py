@@ -2,10 +2,11 @@
 
 from thalweg.core.errors import UserError
 from thalweg.core.names import nearest
+from thalweg.worlds.glyphs.world import GLYPHS
 from thalweg.worlds.scenes.world import SCENES
 from thalweg.worlds.world import Judgement, World
 
-WORLDS: dict[str, World] = {world.name: world for world in (SCENES,)}
+WORLDS: dict[str, World] = {world.name: world for world in (SCENES, GLYPHS)}
 
 
 def find_world(name: str) -> World:

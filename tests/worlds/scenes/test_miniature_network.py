@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
-from thalweg.models.miniature.network import Miniature, MiniatureConfig
+from thalweg.models.miniature.network import Attention, Miniature, MiniatureConfig
 
 SIZES = {"num_tokens": 9, "text_length": 4, "stem_channels": 8, "model_width": 16, "depth": 2, "num_heads": 2}
 
@@ -61,6 +62,16 @@ def test_the_text_the_order_of_its_words_and_sigma_matter():
     assert (
         network.predict_x0(x, sigma / 2, tokens) - network.predict_x0(x, sigma, tokens)
     ).abs().max() > 1e-3
+
+
+def test_attention_is_torch_s_own():
+    torch.manual_seed(0)
+    attention, h = Attention(width=8, num_heads=2), torch.randn(3, 5, 8)
+    q, k, v = (
+        to(h).view(3, 5, 2, 4).transpose(1, 2) for to in (attention.to_q, attention.to_k, attention.to_v)
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(3, 5, 8)
+    assert_close(attention(h), attention.to_out(mixed))
 
 
 def test_every_parameter_has_a_gradient():

@@ -104,6 +104,26 @@ def test_a_square_of_two_colours_has_none():
     assert attributes(halves)[0].color is None
 
 
+def test_a_shape_of_an_unnamed_colour_keeps_its_shape():
+    orange = torch.where(image_of(SCENE) == torch.tensor(COLORS["red"])[:, None, None], 0.0, image_of(SCENE))
+    assert attributes(orange)[0] == Found("square", "black", (1, 1, 5))
+    grey = torch.where(image_of(SCENE) == torch.tensor(COLORS["red"])[:, None, None], 0.45, image_of(SCENE))
+    assert attributes(grey)[0] == Found("square", None, (1, 1, 5))
+
+
+def test_large_is_seven_pixels_or_more_and_small_six_or_fewer():
+    large = image_of("\n".join(["." * 16] * 4 + ["....kkkkkkk....."] * 7 + ["." * 16] * 5))
+    assert check(large, asked(thing("square", size="large"))).strict
+    assert not check(large, asked(thing("square", size="small"))).strict
+
+
+def test_a_faint_lattice_on_the_paper_spoils_the_picture():
+    lattice = (torch.arange(16)[:, None] + torch.arange(16)) % 2 == 0
+    patterned = torch.where(lattice, image_of(SCENE) - 0.14, image_of(SCENE))
+    assert not check(patterned.clamp(0, 1), asked(thing("square"), thing("cross"))).strict
+    assert attributes(patterned.clamp(0, 1)) == ()
+
+
 def test_dirt_of_two_pixels_is_forgiven_and_of_three_is_an_object():
     clean = asked(thing("square"), thing("cross"))
     dirty = SCENE.strip().split("\n")

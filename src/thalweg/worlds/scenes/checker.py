@@ -22,7 +22,7 @@ from thalweg.worlds.scenes.prompts import Specification
 from thalweg.worlds.scenes.vocabulary import COLORS, SHAPES, TINTS
 
 FOREGROUND = 0.25  # RGB distance from the background at which a pixel belongs to an object
-ROUGHNESS = 0.10  # root mean square deviation a background may have
+ROUGHNESS = 0.06  # root mean square deviation a background may have
 MISFIT = 0.09  # squared coverage error for each pixel of the box's outline; a 3x3 blur gives 0.15 to 0.25
 COLOR_RADIUS = 0.22  # RGB distance to the named colour
 TINT_RADIUS = 0.08
@@ -106,14 +106,9 @@ def border(image: Float[ndarray, "3 16 16"]) -> Float[ndarray, " 3"]:
     return np.median(ring, axis=1)
 
 
-def color_of(pigments: Float[ndarray, "N 3"]) -> str | None:
-    """The colour most pixels vote for, if nearly all do and their mean is near it."""
-    nearest = ((pigments[:, None] - PALETTE) ** 2).sum(2).argmin(1)
-    votes = np.bincount(nearest, minlength=len(COLORS))
-    winner = int(votes.argmax())
-    offset = pigments.mean(0) - PALETTE[winner]
-    agreed = votes[winner] >= 0.75 * len(nearest) and offset @ offset <= COLOR_RADIUS**2
-    return list(COLORS)[winner] if agreed else None
+def color_of(pigment: Float[ndarray, " 3"]) -> str | None:
+    offsets = np.linalg.norm(PALETTE - pigment, axis=1)
+    return list(COLORS)[int(offsets.argmin())] if offsets.min() <= COLOR_RADIUS else None
 
 
 def explain(
@@ -129,15 +124,16 @@ def explain(
     top, left = int(rows[0]), int(columns[0])
     height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
     strong = here & (distance >= 0.85 * distance[here].max())
-    rays = contrast[:, strong].T
-    color = color_of(rays + background)
+    ray = contrast[:, strong].mean(1)
+    color = color_of(ray + background)
 
     names, covers, norms = placements(height, width)
     if not names:
         return Found(None, color, (top, left, max(height, width)))
     # Soft edges belong to the object, so a blurred one does not fit; a neighbour's pixels do not.
     around = mask_of(grown(part) & ~(foreground & ~part))
-    ray = np.array(COLORS[color]) - background if color else rays.mean(0)
+    if color is not None:
+        ray = np.array(COLORS[color]) - background
     padded = np.zeros((STRIDE, STRIDE))
     padded[1:-1, 1:-1] = (ray @ contrast.reshape(3, -1)).reshape(CANVAS, CANVAS) / (ray @ ray) * around
     cover = padded[top : top + height + 2, left : left + width + 2].ravel()

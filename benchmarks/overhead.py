@@ -1,0 +1,72 @@
+"""How much an iteration costs over the bare network passes it counts.
+
+    python benchmarks/overhead.py [recipe ...] [key=value ...]
+
+For each recipe: a few iterations are timed, then forward passes and forward-backward passes of the same network at
+the same batch sizes, and the ratio of the two is printed, one JSON line a recipe. Both are process CPU time of one
+thread within one run, because machines differ and other programs disturb.
+"""
+
+import json
+import sys
+import time
+
+import torch
+
+from thalweg.core.processes import Processes
+from thalweg.core.values import Condition
+from thalweg.models import Policy
+from thalweg.training.checkpoint import State
+from thalweg.training.clock import Clock
+from thalweg.training.data import load_prompts
+from thalweg.training.loop import iterate, load_policy
+from thalweg.training.optimise import make_optimizer
+from thalweg.training.recipe import Recipe, load_recipe, recipe_names
+
+ITERATIONS = 3
+REPEATS = 5
+
+
+def seconds_a_pass(policy: Policy, batch: int, with_gradient: bool, condition: Condition) -> float:
+    """CPU seconds of one sample's pass in a batch of this size: the median of a few."""
+    x, sigma = torch.randn(batch, *policy.latent_shape), torch.full((batch,), 0.5)
+    here = condition.index(torch.zeros(batch, dtype=torch.int64))
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.process_time()
+        with torch.set_grad_enabled(with_gradient):
+            velocity = policy.velocity(x, sigma, here)
+            if with_gradient:
+                velocity.square().mean().backward()
+        times.append(time.process_time() - start)
+    return sorted(times[1:])[REPEATS // 2] / batch
+
+
+def overhead(recipe: Recipe) -> dict[str, float]:
+    """CPU seconds of an iteration, of the passes it counted, and their ratio."""
+    policy, state = load_policy(recipe), State()
+    optimizer = make_optimizer(policy.weights, recipe.optim)
+    prompts = load_prompts(recipe.data.prompts, recipe.model.world)
+    iterate(recipe, policy, optimizer, prompts, Processes(), state, Clock())
+    spent = measured = 0.0
+    for _ in range(ITERATIONS):
+        forwards, backwards = state.evaluations, state.backwards
+        start = time.process_time()
+        iterate(recipe, policy, optimizer, prompts, Processes(), state, Clock())
+        spent += time.process_time() - start
+        condition = policy.encode(prompts[:1])
+        with_gradient = state.backwards - backwards
+        without = state.evaluations - forwards - with_gradient
+        measured += without * seconds_a_pass(policy, recipe.rollout.micro_batch, False, condition)
+        measured += with_gradient * seconds_a_pass(policy, recipe.optim.micro_batch, True, condition)
+        for parameter in policy.weights.parameters.values():
+            parameter.grad = None
+    return {"iteration": spent / ITERATIONS, "model": measured / ITERATIONS, "ratio": spent / measured}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    changes = [argument for argument in sys.argv[1:] if "=" in argument]
+    for name in [argument for argument in sys.argv[1:] if "=" not in argument] or recipe_names():
+        print(json.dumps({"recipe": name, **overhead(load_recipe(name, changes))}), flush=True)

@@ -1,0 +1,160 @@
+"""Several recipes, several seeds, one budget of processor time: a table that anyone can make again.
+
+Each finished (recipe, seed) is a run's folder; what is finished is not done again, what was
+interrupted goes on.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from thalweg.core.errors import UserError
+from thalweg.training.checkpoint import read_state
+from thalweg.training.loop import resume, train
+from thalweg.training.recipe import Recipe, load_recipe
+from thalweg.training.run import write_whole
+from thalweg.training.saved import SavedRun, load_run
+
+UNBOUNDED = 1_000_000
+"""Iterations that no budget reaches."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one (recipe, seed) came to."""
+
+    recipe: str
+    seed: int
+    iterations: int
+    base: float
+    """Held-out accuracy before training; the held-out reward where there is no accuracy."""
+    final: float
+    best: float
+    reward: float
+    diversity_kept: float
+    """Final diversity over that of the base model."""
+    evaluations: int
+    backwards: int
+    cpu_seconds: float
+    seconds: float
+    peak_mb: float
+
+
+def bench(
+    recipes: Sequence[str],
+    seeds: Sequence[int],
+    cpu_seconds: float,
+    out: Path,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Result]:
+    """Train what is not finished, one after another on this process, and write `table.md`, `results.json` and
+    `curves.jsonl` to `out`."""
+    results = []
+    for name in recipes:
+        for seed in seeds:
+            folder = out / f"{Path(name).stem}-{seed}"
+            budget = [f"seed={seed}", f"run.max_cpu_seconds={cpu_seconds}", f"iterations={UNBOUNDED}"]
+            recipe = load_recipe(name, [*budget, *overrides])
+            if not _is_finished(folder, cpu_seconds):
+                say(f"{folder.name}: training for {cpu_seconds:g} s of processor time")
+                _go_on(folder, recipe)
+            results.append(_result(load_run(folder), Path(name).stem, seed))
+            say(f"{folder.name}: {results[-1].base:.3f} -> {results[-1].final:.3f}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "results.json", json.dumps([asdict(r) for r in results], indent=1))
+    write_whole(out / "table.md", table(results))
+    write_whole(out / "curves.jsonl", "".join(_curves(out, results)))
+    return results
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: a row a recipe, mean and sample standard deviation over seeds."""
+    columns: list[tuple[str, str, Callable[[float], str]]] = [
+        ("base", "base", lambda v: f"{v:.3f}"),
+        ("final", "final", lambda v: f"{v:.3f}"),
+        ("best", "best", lambda v: f"{v:.3f}"),
+        ("held-out reward", "reward", lambda v: f"{v:.3f}"),
+        ("diversity kept", "diversity_kept", lambda v: f"{v:.2f}"),
+        ("iterations", "iterations", lambda v: f"{v:.0f}"),
+        ("passes", "evaluations", lambda v: f"{v:.0f}"),
+        ("with gradient", "backwards", lambda v: f"{v:.0f}"),
+        ("CPU s", "cpu_seconds", lambda v: f"{v:.0f}"),
+        ("peak MB", "peak_mb", lambda v: f"{v:.0f}"),
+    ]
+    lines = [
+        "| recipe | seeds | " + " | ".join(title for title, _, _ in columns) + " |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for name in dict.fromkeys(r.recipe for r in results):
+        rows = [asdict(r) for r in results if r.recipe == name]
+        cells = []
+        for _, key, shown in columns:
+            values = [float(row[key]) for row in rows]
+            spread = f" ± {shown(statistics.stdev(values))}" if len(values) > 1 else ""
+            cells.append(shown(statistics.mean(values)) + spread)
+        lines.append(
+            f"| {name} | {', '.join(str(row['seed']) for row in rows)} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _is_finished(folder: Path, cpu_seconds: float) -> bool:
+    if not (folder / "recipe.yaml").exists():
+        return False
+    done = load_run(folder).checkpoints
+    return bool(done) and read_state(done[-1]).cpu_seconds >= cpu_seconds
+
+
+def _go_on(folder: Path, recipe: Recipe) -> None:
+    if not (folder / "recipe.yaml").exists():
+        train(recipe, folder)
+        return
+    stored = load_run(folder).recipe
+    same = {"run": recipe.run, "iterations": recipe.iterations}
+    if stored.model_copy(update=same) != recipe:
+        raise UserError(f"{folder}: holds a run of another recipe; give another folder with --out")
+    resume(folder, recipe)
+
+
+def _result(run: SavedRun, name: str, seed: int) -> Result:
+    lines = run.metrics
+    evals = [line for line in lines if line["event"] == "eval"]
+    trains = [line for line in lines if line["event"] == "train"]
+    measure = "accuracy" if "accuracy" in evals[0] else "reward"
+    return Result(
+        recipe=name,
+        seed=seed,
+        iterations=trains[-1]["iteration"],
+        base=evals[0][measure],
+        final=evals[-1][measure],
+        best=max(line[measure] for line in evals),
+        reward=evals[-1]["reward"],
+        diversity_kept=evals[-1].get("diversity", float("nan")) / evals[0].get("diversity", float("nan")),
+        evaluations=trains[-1]["evaluations"],
+        backwards=trains[-1]["backwards"],
+        cpu_seconds=trains[-1]["time/cpu"],
+        seconds=trains[-1]["seconds"],
+        peak_mb=trains[-1]["memory/peak_mb"],
+    )
+
+
+def _curves(out: Path, results: Sequence[Result]) -> list[str]:
+    """Every evaluation of every run, with the processor time spent so far."""
+    lines: list[str] = []
+    for result in results:
+        cpu = 0.0
+        for line in load_run(out / f"{result.recipe}-{result.seed}").metrics:
+            cpu = line.get("time/cpu", cpu)
+            if line["event"] == "eval":
+                entry: dict[str, Any] = {
+                    "recipe": result.recipe,
+                    "seed": result.seed,
+                    "cpu_seconds": cpu,
+                    **line,
+                }
+                lines.append(json.dumps(entry) + "\n")
+    return lines

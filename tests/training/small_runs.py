@@ -1,0 +1,108 @@
+"""Runs of a few seconds: every shipped recipe with few samples, and what two runs must have in common."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from thalweg.training.checkpoint import complete
+from thalweg.training.loop import Run, train
+from thalweg.training.recipe import Recipe, load_recipe
+from thalweg.worlds import WORLDS
+
+CHEAP = {
+    "iterations": 2,
+    "rewards": ["brightness"],  # tells the images of any network apart
+    "data.prompts_per_iteration": 2,
+    "evaluation.num_prompts": 6,
+    "evaluation.diversity_prompts": 1,
+    "evaluation.diversity_group": 2,
+    "evaluation.steps": 4,
+}
+
+
+@pytest.fixture
+def tiny_world(tiny_policy, tmp_path_factory, monkeypatch) -> Path:
+    """Put a tiny random network in the place of the scenes world's base; its weights."""
+    network = tiny_policy().network
+    weights = tmp_path_factory.mktemp("tiny") / "base.safetensors"
+    save_file(network.state_dict(), weights, {"config": network.config.model_dump_json()})
+    monkeypatch.setitem(WORLDS, "scenes", replace(WORLDS["scenes"], weights=weights))
+    return weights
+
+
+def small(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A shipped recipe with as few samples as its plan allows; its structure stays."""
+    shipped = load_recipe(name).rollout
+    branches = getattr(shipped.plan, "num_branch_steps", None)
+    members = 4 if branches is None else 2 * branches * shipped.num_roots
+    return load_recipe(name, CHEAP | {"rollout.group_size": members} | dict(overrides or {}))
+
+
+class Killed(BaseException):
+    """Ends a run from outside its own control flow, as a kill does: nothing may catch it."""
+
+
+def train_until_killed(recipe: Recipe, out: Path, iteration: int) -> None:
+    """Train, and die once the metrics of this iteration are written, before anything is saved."""
+
+    def kill(event: str, line: dict[str, Any]) -> None:
+        if event == "train" and line["iteration"] == iteration:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(recipe, out, kill)
+
+
+def metrics_of(run: Run | Path) -> list[dict[str, Any]]:
+    """All metric lines; every line of the file must be whole."""
+    path = run if isinstance(run, Path) else run.path
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def reproducible(run: Run | Path) -> list[dict[str, Any]]:
+    """The metric lines without what measures the machine."""
+    return [{k: v for k, v in line.items() if not measures_the_machine(k)} for line in metrics_of(run)]
+
+
+def measures_the_machine(name: str) -> bool:
+    return name == "seconds" or name.startswith(("time/", "memory/")) or name.endswith("_per_second")
+
+
+def trains(run: Run | Path) -> list[dict[str, Any]]:
+    return [line for line in reproducible(run) if line["event"] == "train"]
+
+
+def iterations_saved(run: Run | Path) -> list[int]:
+    path = run if isinstance(run, Path) else run.path
+    return [int(folder.name) for folder in complete(path / "checkpoints")]
+
+
+def saved_tensors(run: Run | Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the last checkpoint: all named weights and the optimizer."""
+    path = run if isinstance(run, Path) else run.path
+    for file in sorted(complete(path / "checkpoints")[-1].glob("*.safetensors")):
+        for name, tensor in sorted(load_file(file).items()):
+            yield f"{file.name}: {name}", tensor
+
+
+def saved_state(run: Run | Path) -> dict[str, Any]:
+    """The counters of the last checkpoint."""
+    path = run if isinstance(run, Path) else run.path
+    state = json.loads((complete(path / "checkpoints")[-1] / "state.json").read_text())
+    return {name: value for name, value in state.items() if not name.endswith("seconds")}
+
+
+def assert_same_run(a: Run | Path, b: Run | Path) -> None:
+    """Equal bit for bit: reproducible metrics, all weights, the optimizer, the counters."""
+    assert reproducible(a) == reproducible(b)
+    assert saved_state(a) == saved_state(b)
+    for (name, x), (other, y) in zip(saved_tensors(a), saved_tensors(b), strict=True):
+        assert name == other
+        assert torch.equal(x, y), name

@@ -1,0 +1,150 @@
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training.small_runs import (
+    assert_same_run,
+    iterations_saved,
+    metrics_of,
+    reproducible,
+    small,
+    train_until_killed,
+)
+
+from thalweg.training.loop import resume, train
+from thalweg.training.recipe import recipe_names
+from thalweg.training.saved import load_run
+
+EVERY_SECOND = {"run.save_every": 2, "evaluation.every": 2}
+# What a recipe changes over its iterations changes here after the checkpoint.
+MOVING = {"mix-grpo": {"rollout.plan.iterations_per_position": 2}}
+
+
+def resumed(path, overrides=()):
+    return resume(path, load_run(path, overrides).recipe)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_run_killed_after_a_checkpoint_and_resumed_equals_the_uninterrupted_one(name, tiny_world, tmp_path):
+    recipe = small(name, {"iterations": 4, **EVERY_SECOND, **MOVING.get(name, {})})
+    whole = train(recipe, tmp_path / "whole")
+    train_until_killed(recipe, tmp_path / "killed", iteration=3)
+    assert [line["iteration"] for line in metrics_of(tmp_path / "killed")] == [0, 1, 2, 2, 3]
+    assert iterations_saved(tmp_path / "killed") == [2]
+    again = resumed(tmp_path / "killed")
+    assert again.finished
+    assert_same_run(again, whole)
+
+
+def test_a_run_is_resumed_as_often_as_it_is_killed(tiny_world, tmp_path):
+    # Momentum, the average, the warm-up and the order of prompts all reach over both interruptions.
+    recipe = small(
+        "diffusion-nft", {"iterations": 6, "run.save_every": 2, "optim.warmup_updates": 5, "seed": 3}
+    )
+    whole = train(recipe, tmp_path / "whole")
+    train_until_killed(recipe, tmp_path / "killed", iteration=3)
+    for limit in (4, 6):
+        resumed(tmp_path / "killed", [f"iterations={limit}"])
+    assert reproducible(tmp_path / "killed")[-2:] == reproducible(whole)[-2:]
+    resumed(tmp_path / "killed")
+    last = [line for line in reproducible(tmp_path / "killed") if line["event"] == "train"]
+    assert last == [line for line in reproducible(whole) if line["event"] == "train"]
+
+
+def test_resuming_with_more_iterations_extends_the_run(tiny_world, tmp_path):
+    every = {"run.save_every": 1, "evaluation.every": 1}
+    whole = train(small("flow-grpo", {"iterations": 4, **every}), tmp_path / "whole")
+    train(small("flow-grpo", {"iterations": 2, **every}), tmp_path / "short")
+    longer = resumed(tmp_path / "short", ["iterations=4"])
+    assert longer.iteration == 4
+    assert_same_run(longer, whole)
+    assert load_run(tmp_path / "short").recipe.iterations == 4
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny_world, tmp_path):
+    recipe = small("flow-grpo", {"iterations": 3, "run.save_every": 10})
+    whole = train(recipe, tmp_path / "whole")
+    train_until_killed(recipe, tmp_path / "killed", iteration=2)
+    assert iterations_saved(tmp_path / "killed") == []
+    assert_same_run(resumed(tmp_path / "killed"), whole)
+
+
+def test_a_finished_run_stays_as_it_is_when_resumed(tiny_world, tmp_path):
+    recipe = small("flow-grpo")
+    run = train(recipe, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert resumed(run.path).finished
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("rest", ['{"event": "train", "iterat', '{"event": "train", "iteration": 2, "x": 1.', "{"])
+def test_a_half_written_line_of_metrics_is_dropped(rest, tiny_world, tmp_path):
+    recipe = small("flow-grpo", {"iterations": 2, "run.save_every": 1})
+    whole = train(recipe, tmp_path / "whole")
+    train_until_killed(recipe, tmp_path / "killed", iteration=2)
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write(rest)
+    assert_same_run(resumed(tmp_path / "killed"), whole)
+
+
+def test_what_an_interrupted_save_left_behind_is_ignored_and_removed(tiny_world, tmp_path):
+    recipe = small("flow-grpo", {"iterations": 3, "run.save_every": 1})
+    whole = train(recipe, tmp_path / "whole")
+    train_until_killed(recipe, tmp_path / "killed", iteration=3)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    shutil.copytree(checkpoints / "00000002", checkpoints / ".partial-1-00000003")
+    (checkpoints / ".partial-1-00000003" / "state.json").unlink()
+    assert_same_run(resumed(tmp_path / "killed"), whole)
+    assert not list(checkpoints.glob(".partial-*"))
+
+
+def test_a_run_started_from_weights_resumes_after_those_are_gone(tiny_world, tmp_path):
+    first = train(small("flow-grpo"), tmp_path / "first")
+    recipe = small("mix-grpo", {"iterations": 3, "init": str(first.path), "run.save_every": 2})
+    whole = train(recipe, tmp_path / "whole")
+    train_until_killed(recipe, tmp_path / "killed", iteration=3)
+    shutil.rmtree(first.path)
+    assert_same_run(resumed(tmp_path / "killed"), whole)
+
+
+@pytest.mark.parametrize("as_what", ["run", "checkpoint", "file"])
+def test_init_starts_from_the_weights_of_a_run_a_checkpoint_or_a_file(as_what, tiny_world, tmp_path):
+    first = train(small("flow-grpo", {"optim.learning_rate": 0.01}), tmp_path / "first")
+    folder = first.path / "checkpoints" / "00000002"
+    file = folder / "weights.policy.safetensors"
+    source = {"run": first.path, "checkpoint": folder, "file": file}[as_what]
+    # The frozen reference of the second run is what it started from.
+    second = train(small("flow-grpo", {"init": str(source)}), tmp_path / "second")
+    reference = load_file(second.path / "checkpoints" / "00000002" / "weights.reference.safetensors")
+    start = load_file(file)
+    assert reference.keys() == start.keys()
+    assert all(torch.equal(reference[name], start[name]) for name in start)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        ({"run.keep_last": 2, "run.keep_best": False}, [5, 6]),
+        ({"run.keep_last": 1, "run.keep_best": False}, [6]),
+        ({"run.keep_last": 9, "run.keep_best": False}, [1, 2, 3, 4, 5, 6]),
+        # A random network draws no scene, so its accuracy is 0 for ever: the first evaluation stays the best.
+        ({"run.keep_last": 2, "evaluation.every": 2}, [2, 5, 6]),
+        ({"run.keep_last": 1, "evaluation.every": 2, "run.save_every": 3}, [2, 6]),
+        ({"run.keep_last": 1, "run.keep_best": False, "run.save_every": 4}, [6]),
+    ],
+)
+def test_the_last_checkpoints_and_the_one_with_the_best_evaluation_stay(overrides, kept, tiny_world, tmp_path):
+    recipe = small("flow-grpo", {"iterations": 6, "run.save_every": 1, **overrides})
+    run = train(recipe, tmp_path / "run")
+    assert {line["accuracy"] for line in metrics_of(run) if line["event"] == "eval"} == {0.0}
+    assert iterations_saved(run) == kept
+
+
+def test_a_full_adapter_run_saves_and_resumes_adapters_alone(tiny_world, tmp_path):
+    recipe = small("flow-grpo", {"iterations": 3, "model.lora": {"rank": 2}, "run.save_every": 2})
+    whole = train(recipe, tmp_path / "whole")
+    train_until_killed(recipe, tmp_path / "killed", iteration=3)
+    assert_same_run(resumed(tmp_path / "killed"), whole)
+    stored = load_file(tmp_path / "killed" / "checkpoints" / "00000003" / "weights.policy.safetensors")
+    assert stored and all("lora_" in name for name in stored)
