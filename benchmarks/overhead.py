@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py [recipe ...] [key=value ...]
 
-For each recipe: a few iterations are timed, then forward passes and forward-backward passes of the same network at
-the same batch sizes, and the ratio of the two is printed, one JSON line a recipe. Both are process CPU time of one
-thread within one run, because machines differ and other programs disturb.
+For each recipe: a few iterations are timed, then forward passes and forward-backward passes of the same
+network at the same batch sizes, and the ratio of the two is printed, one JSON line a recipe. Both are process
+CPU time of one thread within one run, because machines differ and other programs disturb.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The closed form of credit: 1-D data N(0, 1/4), exact flow, Flow-SDE a = .7, shift 3, N = 10, reward x_N.
 
-Every step is affine, x' = c x + s z - J theta, so dE[x_N]/d theta_j = -J_j G_j, where G_j is the product of the
-later factors, and credit A_j is unbiased if E[A_j z_j] / s_j = G_j. The baseline of a group of G holds the
-sample itself, which shrinks the expectation by 1 - 1/G.
+Every step is affine, x' = c x + s z - J theta, so dE[x_N]/d theta_j = -J_j G_j, where G_j is the product of
+the later factors, and credit A_j is unbiased if E[A_j z_j] / s_j = G_j. The baseline of a group of G holds
+the sample itself, which shrinks the expectation by 1 - 1/G.
 """
 
 import math

@@ -74,7 +74,7 @@ def test_the_loss_is_the_published_one(beta):
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 2.0])
 def test_with_uniform_weights_it_is_regression_with_a_trust_region(beta):
-    # (1/β) [r |v+ - v|² + (1-r) |v- - v|²] = A |vθ - v|² + (β-A) |vθ - v_old|² + (1/β-A) |v_old - v|², A = 2r-1.
+    # (1/β) [r |v+ - v|² + (1-r) |v- - v|²] = A |vθ - v|² + (β-A) |vθ - v_old|² + (1/β-A) |v_old - v|²
     velocity, target = V_OLD + 0.3 * STEP, NOISE - X0
     objective = NFT(beta=beta, kl_weight=0)
     x, _ = objective.inputs(ROWS)

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def velocity(x: torch.Tensor, sigma: float, shift: float) -> torch.Tensor:
 
 
 def euler(x: torch.Tensor, sigmas: list[float], shift: float) -> torch.Tensor:
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         x = x + (sigma_next - sigma) * velocity(x, sigma, shift)
     return x
 
@@ -253,7 +254,7 @@ def test_a_multistep_solver_remembers_through_the_window(linear_policy):
     )
     forest, sigmas = grown(linear_policy(), rollout), rollout.sigmas().tolist()
     x, solver, memory = initial(1, 2)[None], DPMSolver(), None
-    for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         v = velocity(x, sigma, 2.0)
         if step == 2:
             memory = solver.observe(x, v, sigma)
@@ -274,7 +275,7 @@ def test_memory_of_a_solver_follows_the_branches(linear_policy):
     for key, latents in leaves(with_(rollout, kernel=FlowSDE(noise_level=1e-6))).items():
         step = key[2]
         x, sigmas, memory = initial(*key[:2])[None], rollout.sigmas().tolist(), None
-        for at, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        for at, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             v = velocity(x, sigma, PROMPTS[key[0]].metadata["shift"])
             x_next, memory = DPMSolver().step(x, v, sigma, sigma_next, memory)
             x = x + (sigma_next - sigma) * v if at == step else x_next

@@ -91,11 +91,11 @@ def test_a_process_whose_groups_teach_nothing_neither_hangs_nor_changes_the_run(
 
 
 def test_fewer_evaluation_images_than_processes_do_not_hang(tiny_world, tmp_path):
-    few = {"evaluation.num_prompts": 1, "evaluation.diversity_group": 1, "iterations": 1}
-    recipe = small("flow-grpo", few)
+    # One image to judge and two to compare, on three processes.
+    recipe = small("flow-grpo", {"evaluation.num_prompts": 1, "iterations": 1, "rollout.group_size": 3})
     train(recipe, tmp_path / "one")
-    on_processes(2, lambda: train(recipe, tmp_path / "two"))
-    assert_close_runs(tmp_path / "one", tmp_path / "two")
+    on_processes(3, lambda: train(recipe, tmp_path / "three"))
+    assert_close_runs(tmp_path / "one", tmp_path / "three")
 
 
 def test_one_process_resumes_what_two_have_saved(tiny_world, tmp_path):

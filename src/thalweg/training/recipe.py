@@ -171,6 +171,11 @@ def _across_sections(recipe: Recipe) -> list[str]:
             f"rollout.group_size={recipe.rollout.group_size}: a group of one has no better and no "
             "worse; give 2 or more"
         )
+    if recipe.evaluation.diversity_prompts and recipe.evaluation.diversity_group < 2:
+        problems.append(
+            f"evaluation.diversity_group={recipe.evaluation.diversity_group}: diversity is a distance of "
+            "images of a prompt; give 2 or more, or diversity_prompts=0"
+        )
     samples = recipe.data.prompts_per_iteration * recipe.rollout.group_size
     if recipe.optim.updates_per_iteration > samples:
         problems.append(

@@ -18,8 +18,8 @@ def judge(image: Float[Tensor, "C H W"], prompt: Prompt) -> Verdict:
 
 
 def labels(image: Float[Tensor, "C H W"]) -> tuple[str, ...]:
-    """Colour and shape of every object."""
-    return tuple(f"{found.color} {found.shape}" for found in attributes(image))
+    """The colour of every object: often left open by a prompt, and what a cheating policy gives up first."""
+    return tuple(str(found.color) for found in attributes(image))
 
 
 SCENES = World(
