@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from thalweg.core.processes import Processes
 from thalweg.core.values import Prompt, Transitions
 from thalweg.flow import FlowSDE
 from thalweg.objectives import NFT, ChunkRatio, ClippedRatio
 from thalweg.rollout import AllSteps, Rollout, Root, grow
-from thalweg.training.backward import backward, recompute_log_probs
+from thalweg.training.backward import Report, backward, recompute_log_probs
 
 PROMPTS = (Prompt("a", {"shift": 0.0}), Prompt("b", {"shift": 3.0}))
 ROLLOUT = Rollout(plan=AllSteps(), group_size=3, steps=6, kernel=FlowSDE())
@@ -174,3 +175,13 @@ def test_no_rows_are_no_work(linear_policy):
     report = backward(OBJECTIVES[1], policy, rows.index(rows.sample < 0), condition, 8, 1.0)
     assert (report.units, report.ratio_deviation, policy.passes.evaluations) == (0, 0.0, spent)
     assert policy.bias.grad is None
+
+
+def test_metrics_are_means_over_all_units_of_all_updates():
+    report, other = Report(), Report()
+    report.include(torch.tensor([1.0, 2.0]), {"kl": torch.tensor([0.0, 4.0])})
+    other.include(torch.tensor([6.0]), {"kl": torch.tensor([2.0]), "late": torch.tensor([3.0])})
+    report.merge(other)
+    means = report.means(Processes(), ratio_deviation=0.25)
+    assert means == {"loss": 3, "kl": 2, "late": 1, "ratio_deviation": 0.25}
+    assert Report().means(Processes(), 0.0) == {"loss": 0, "ratio_deviation": 0}

@@ -103,6 +103,15 @@ def test_a_set_may_follow_another_set():
     assert (value(weights, "old"), value(weights, "older")) == (8, 4)
 
 
+def test_a_set_starts_from_the_one_it_follows():
+    weights = weights_of(1.0)
+    weights.add("base")
+    put(weights, 5.0)
+    rule = {"from": "base", "update": {"kind": "frozen"}}
+    add_named(weights, {"reference": WeightRule.model_validate(rule), "old": WeightRule(update=Copy())})
+    assert (value(weights, "reference"), value(weights, "old")) == (1, 5)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

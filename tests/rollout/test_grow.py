@@ -1,11 +1,14 @@
 import math
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from thalweg.core.forest import Child
 from thalweg.core.noise import Address
+from thalweg.core.part import Part
 from thalweg.core.values import Prompt
 from thalweg.flow import CPS, DanceSDE, DPMSolver, DPMSolverSDE, FlowSDE, Precise, Uniform
 from thalweg.rollout import AllSteps, Branch, Deterministic, Rollout, Root, Window, grow
@@ -302,3 +305,28 @@ def test_another_seed_or_iteration_draws_everything_anew(change, linear_policy):
 
 def test_a_rollout_builds_no_graph(linear_policy):
     assert not grown(linear_policy(), ALL).latents.requires_grad
+
+
+class OneIsTrained(Part):
+    """A plan of a user's own: the first step is drawn for all leaves and trained for one."""
+
+    kind: Literal["test_grow:OneIsTrained"] = "test_grow:OneIsTrained"
+    stochastic: bool = True
+
+    def layout(self, num_steps, leaves, draw):
+        drawn, trained = Child(stochastic=True), Child(stochastic=True, trained=True)
+        onwards = {0: (Child(stochastic=False),)}
+        return ({0: (trained, *(drawn,) * (leaves - 1))}, *[onwards] * (num_steps - 1))
+
+
+def test_a_drawn_step_need_not_be_trained_and_then_has_no_log_prob(linear_policy):
+    shared = with_(ALL, seed_groups=1)
+    forest = grown(linear_policy(), with_(shared, plan=OneIsTrained()))
+    reference = grown(linear_policy(), with_(shared, plan=Window(size=1, start=0, move="fixed")))
+    assert torch.equal(forest.latents, reference.latents)
+    after, expected = forest.levels[1], reference.levels[1]
+    assert after.trained.tolist() == [True, False, False] * 2
+    assert after.log_prob.isnan().tolist() == [False, True, True] * 2
+    assert torch.equal(after.log_prob[[0, 3]], expected.log_prob[[0, 3]])
+    assert torch.equal(after.std, expected.std)
+    assert torch.equal(after.latents, expected.latents[[0, 3]])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def on_processes(count: int, work: Callable[[], object], timeout: float = 100.0) -> None:
-    """Do the work on all of them. Fails where one of them fails, or where they wait for each other for ever."""
+    """Do the work on all of them; fails where one fails, or where they wait for each other for ever."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

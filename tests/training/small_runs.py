@@ -1,7 +1,7 @@
 """Runs of a few seconds: every shipped recipe with few samples, and what two runs must have in common."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,20 @@ class Killed(BaseException):
     """Ends a run from outside its own control flow, as a kill does: nothing may catch it."""
 
 
-def train_until_killed(recipe: Recipe, out: Path, iteration: int) -> None:
-    """Train, and die once the metrics of this iteration are written, before anything is saved."""
+def kill_at(iteration: int) -> Callable[[str, dict[str, Any]], None]:
+    """A progress callback that dies once the metrics of this iteration are written, before it is saved."""
 
     def kill(event: str, line: dict[str, Any]) -> None:
         if event == "train" and line["iteration"] == iteration:
             raise Killed
 
+    return kill
+
+
+def train_until_killed(recipe: Recipe, out: Path, iteration: int) -> None:
+    """Train, and die in this iteration."""
     with pytest.raises(Killed):
-        train(recipe, out, kill)
+        train(recipe, out, kill_at(iteration))
 
 
 def metrics_of(run: Run | Path) -> list[dict[str, Any]]:

@@ -3,18 +3,19 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.small_runs import (
-    assert_same_run,
-    iterations_saved,
-    metrics_of,
-    reproducible,
-    small,
-    train_until_killed,
-)
 
 from thalweg.training.loop import resume, train
 from thalweg.training.recipe import recipe_names
 from thalweg.training.saved import load_run
+from training.small_runs import (
+    Killed,
+    assert_same_run,
+    iterations_saved,
+    kill_at,
+    metrics_of,
+    small,
+    train_until_killed,
+)
 
 EVERY_SECOND = {"run.save_every": 2, "evaluation.every": 2}
 # What a recipe changes over its iterations changes here after the checkpoint.
@@ -44,12 +45,10 @@ def test_a_run_is_resumed_as_often_as_it_is_killed(tiny_world, tmp_path):
     )
     whole = train(recipe, tmp_path / "whole")
     train_until_killed(recipe, tmp_path / "killed", iteration=3)
-    for limit in (4, 6):
-        resumed(tmp_path / "killed", [f"iterations={limit}"])
-    assert reproducible(tmp_path / "killed")[-2:] == reproducible(whole)[-2:]
-    resumed(tmp_path / "killed")
-    last = [line for line in reproducible(tmp_path / "killed") if line["event"] == "train"]
-    assert last == [line for line in reproducible(whole) if line["event"] == "train"]
+    with pytest.raises(Killed):
+        resume(tmp_path / "killed", recipe, kill_at(5))
+    assert iterations_saved(tmp_path / "killed") == [2, 4]
+    assert_same_run(resumed(tmp_path / "killed"), whole)
 
 
 def test_resuming_with_more_iterations_extends_the_run(tiny_world, tmp_path):
@@ -78,7 +77,9 @@ def test_a_finished_run_stays_as_it_is_when_resumed(tiny_world, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("rest", ['{"event": "train", "iterat', '{"event": "train", "iteration": 2, "x": 1.', "{"])
+@pytest.mark.parametrize(
+    "rest", ['{"event": "train", "iterat', '{"event": "train", "iteration": 2, "x": 1.', "{"]
+)
 def test_a_half_written_line_of_metrics_is_dropped(rest, tiny_world, tmp_path):
     recipe = small("flow-grpo", {"iterations": 2, "run.save_every": 1})
     whole = train(recipe, tmp_path / "whole")
@@ -134,7 +135,9 @@ def test_init_starts_from_the_weights_of_a_run_a_checkpoint_or_a_file(as_what, t
         ({"run.keep_last": 1, "run.keep_best": False, "run.save_every": 4}, [6]),
     ],
 )
-def test_the_last_checkpoints_and_the_one_with_the_best_evaluation_stay(overrides, kept, tiny_world, tmp_path):
+def test_the_last_checkpoints_and_the_one_with_the_best_evaluation_stay(
+    overrides, kept, tiny_world, tmp_path
+):
     recipe = small("flow-grpo", {"iterations": 6, "run.save_every": 1, **overrides})
     run = train(recipe, tmp_path / "run")
     assert {line["accuracy"] for line in metrics_of(run) if line["event"] == "eval"} == {0.0}

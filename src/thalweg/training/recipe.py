@@ -19,7 +19,7 @@ from thalweg.evaluation.benchmark import Evaluation
 from thalweg.models import POLICY, Model
 from thalweg.objectives import NFT, ChunkRatio, ClippedRatio, Objective
 from thalweg.rewards import Reward
-from thalweg.rollout import Rollout
+from thalweg.rollout import Branch, Rollout
 from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
 from thalweg.training.weight_rules import WeightRule
@@ -55,7 +55,7 @@ class Recipe(Part):
     """Where it was published."""
     iterations: NonNegativeInt
     """Rounds of collecting and learning."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     init: str | None = None
     """Start from these weights: a run's folder, a checkpoint, or a safetensors file."""
     model: Model
@@ -162,6 +162,13 @@ def _across_sections(recipe: Recipe) -> list[str]:
         made.append(name)
     if isinstance(recipe.objective, ClippedRatio | ChunkRatio):
         problems += _densities(recipe)
+    if isinstance(recipe.objective, ChunkRatio) and (
+        recipe.credit.trained_fraction < 1 or isinstance(recipe.rollout.plan, Branch)
+    ):
+        problems.append(
+            "objective.kind: 'chunk_ratio' needs every sample to train the same consecutive steps; use the plan "
+            "all_steps or window, and credit.trained_fraction=1"
+        )
     if isinstance(recipe.objective, NFT) and recipe.credit.step_weight != "uniform":
         problems.append(
             "credit.step_weight: only trained steps have one; objective 'nft' trains whole samples"

@@ -1,0 +1,93 @@
+"""Network passes counted by hand: P=2 prompts, G=4 samples (TempFlow: 12), N=8 steps, B = P·G."""
+
+import pytest
+import torch
+
+from thalweg.core.processes import Processes
+from thalweg.rewards import score, weights_of
+from thalweg.training.data import draw_prompts, load_prompts
+from thalweg.training.loop import collect, load_policy, train
+from thalweg.training.plan import batch_plan
+from training.small_runs import small, trains
+
+B, N, K = 8, 8, 7  # the last step is never trained
+SHARED = 2 + (N - 1) * B  # one initial noise a prompt: its first step is computed once
+
+CASES = [
+    ("flow-grpo", {}, N * B + K * B, K * B),
+    ("flow-grpo", {"objective.kl_weight": 0.1}, N * B + 2 * K * B, K * B),
+    ("flow-grpo", {"objective.old_log_prob": "recompute"}, N * B + 2 * K * B, K * B),
+    ("flow-grpo", {"model.guidance_scale": 2.0}, 2 * (N * B + K * B), 2 * K * B),
+    ("flow-grpo", {"rollout.steps": 4}, 4 * B + 3 * B, 3 * B),
+    ("dance-grpo", {}, SHARED + 4 * B, 4 * B),  # 4 = 60% of 7 steps, rounded down
+    ("mix-grpo", {}, SHARED + 3 * B, 3 * B),
+    ("mix-grpo", {"rollout.plan.start": 2}, 3 * 2 + (N - 3) * B + 3 * B, 3 * B),
+    ("diffusion-nft", {}, N * B + 2 * 3 * B, 3 * B),  # 3 noise levels, each also under `old`
+    ("diffusion-nft", {"objective.sigmas.num_sigmas": 1}, N * B + 2 * B, B),
+    ("gcpo", {}, N * B + K * B, K * B),  # an update's 28 passes fit one micro-batch of 64
+    ("gcpo", {"optim.micro_batch": 8}, N * B + 2 * K * B, K * B),  # two sweeps
+    ("gcpo", {"optim.micro_batch": 8, "optim.updates_per_iteration": 8}, N * B + K * B, K * B),  # 7 an update
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "evaluations", "backwards"), CASES)
+def test_an_iteration_takes_the_passes_of_the_closed_form(
+    name, overrides, evaluations, backwards, tiny_world, tmp_path
+):
+    recipe = small(name, {"iterations": 1, "credit.limit": None, **overrides})
+    (line,) = trains(train(recipe, tmp_path / "run"))
+    assert (line["evaluations"], line["backwards"]) == (evaluations, backwards)
+    plan = batch_plan(recipe, load_policy(recipe))
+    assert (plan.evaluations, plan.gradient_passes) == (evaluations, backwards)
+
+
+def test_branches_share_their_trunk(tiny_world, tmp_path):
+    recipe = small("tempflow-grpo", {"iterations": 1})
+    forest = collect(
+        recipe, load_policy(recipe), load_prompts("training", "scenes")[:2], Processes(), iteration=0
+    )
+    forks = sorted(set(forest.leaves.fork_step.tolist()))
+    assert len(forks) == 3 and max(forks) <= 5
+    # Of each of 2·2 roots: the trunk down to the last fork, then 2 samples of each fork to the end.
+    rollout = 4 * (max(forks) + 1 + sum(2 * (N - 1 - fork) for fork in forks))
+    (line,) = trains(train(recipe, tmp_path / "run"))
+    assert (line["evaluations"], line["backwards"]) == (rollout + 24, 24)
+    assert batch_plan(recipe, load_policy(recipe)).evaluations == rollout + 24
+
+
+def test_the_passes_of_a_run_add_up_and_evaluations_of_the_model_are_none_of_them(tiny_world, tmp_path):
+    lines = trains(train(small("flow-grpo", {"iterations": 3, "evaluation.every": 1}), tmp_path / "run"))
+    assert [line["evaluations"] for line in lines] == [120, 240, 360]
+    assert [line["backwards"] for line in lines] == [56, 112, 168]
+
+
+def test_a_group_without_variance_costs_no_pass_of_the_update(tiny_world, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red square\na blue circle\n")
+
+    def brightness_of_circles(images, prompts):
+        asked = torch.tensor([p.text == "a blue circle" for p in prompts])
+        return torch.where(asked, images.flatten(1).mean(1), 0.5)
+
+    overrides = {"rewards": [brightness_of_circles], "data.prompts": str(file), "iterations": 1}
+    (line,) = trains(train(small("flow-grpo", overrides), tmp_path / "run"))
+    assert (line["evaluations"], line["backwards"]) == (N * B + K * B / 2, K * B / 2)
+
+
+def stored_states(recipe):
+    prompts = draw_prompts(load_prompts("training", "scenes"), recipe.data, seed=0, iteration=0)
+    forest = collect(recipe, load_policy(recipe), prompts, Processes(), iteration=0)
+    rewards = score(recipe.rewards, torch.rand(len(forest.leaves), 3, 4, 4), forest.leaf_prompts)
+    advantages = recipe.credit.advantages(rewards, weights_of(recipe.rewards), forest.leaves)
+    rows = recipe.objective.experience(forest, advantages, seed=0, iteration=0)
+    return sum(len(level.latents) for level in forest.levels), len(rows)
+
+
+@pytest.mark.parametrize("steps", [8, 16, 32])
+def test_a_window_keeps_as_many_states_however_many_steps_there_are(steps, tiny_world):
+    # 2 starts of the window, 3 trained states of each of 8 samples, 8 finished samples.
+    assert stored_states(small("mix-grpo", {"rollout.steps": steps})) == (2 + 3 * 8 + 8, 3 * 8)
+
+
+def test_without_a_path_the_finished_samples_alone_are_kept(tiny_world):
+    assert stored_states(small("diffusion-nft", {"rollout.steps": 16})) == (8, 3 * 8)

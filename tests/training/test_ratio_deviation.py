@@ -1,0 +1,50 @@
+"""Design promise 2: the log-prob stored at rollout is the one the first update computes again."""
+
+import pytest
+
+from thalweg.training.loop import train
+from thalweg.training.recipe import load_recipe, recipe_names
+from training.small_runs import small, trains
+
+POLICY_GRADIENT = [name for name in recipe_names() if hasattr(load_recipe(name).objective, "clip_range")]
+
+
+def test_four_of_the_recipes_and_the_chunk_ratio_are_policy_gradients():
+    assert {"flow-grpo", "dance-grpo", "mix-grpo", "tempflow-grpo", "gcpo"} <= set(POLICY_GRADIENT)
+
+
+@pytest.mark.parametrize("name", POLICY_GRADIENT)
+def test_the_recomputed_log_prob_equals_the_stored_one_at_the_batch_shape_of_the_rollout(name, tmp_path):
+    # Two is the smallest level of these forests, and divides all others and every update.
+    run = train(small(name, {"rollout.micro_batch": 2, "optim.micro_batch": 2}), tmp_path / "run")
+    assert [line["ratio_deviation"] for line in trains(run)] == [0, 0]
+
+
+@pytest.mark.parametrize("name", POLICY_GRADIENT)
+@pytest.mark.parametrize("shapes", [(1, 64), (64, 3)])
+def test_another_batch_shape_moves_the_ratio_by_less_than_a_hundredth_of_the_clip_range(
+    name, shapes, tmp_path
+):
+    rollout, update = shapes
+    recipe = small(name, {"rollout.micro_batch": rollout, "optim.micro_batch": update, "iterations": 1})
+    (line,) = trains(train(recipe, tmp_path / "run"))
+    assert line["ratio_deviation"] < 0.01 * recipe.objective.clip_range
+
+
+@pytest.mark.parametrize(("old_log_prob", "is_off"), [("stored", True), ("recompute", False)])
+def test_samples_of_other_weights_show_in_the_deviation_unless_recomputed(
+    old_log_prob, is_off, tiny_world, tmp_path
+):
+    # `old` stays at the base, the policy leaves it in the first iteration.
+    recipe = small(
+        "flow-grpo",
+        {
+            "weights": {"old": {"update": {"kind": "frozen"}}},
+            "rollout.weights": "old",
+            "objective.old_log_prob": old_log_prob,
+            "optim.learning_rate": 0.01,
+        },
+    )
+    first, second = (line["ratio_deviation"] for line in trains(train(recipe, tmp_path / "run")))
+    assert first < 1e-5
+    assert (second > 1e-3) == is_off
