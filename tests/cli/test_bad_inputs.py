@@ -120,7 +120,11 @@ RECIPES = {
     "diversity of one image": (["evaluation.diversity_group=1"], "evaluation.diversity_group=1", "2 or more"),
     "no sign": (["iterations"], "'iterations'", "an override is key=value"),
     "no YAML": (["rewards=[scenes"], "the value is not YAML"),
-    "a key below a number": (["iterations.x.y=1"], "iterations", "mapping"),
+    "a key below a number": (
+        ["iterations.x.y=1"],
+        "iterations",
+        "expected a whole number, got {'x': {'y': 1}}",
+    ),
 }
 
 
@@ -355,7 +359,6 @@ class TestCheckpoints:
         refused(
             thalweg("resume", run, "model.lora={rank: 2}", "iterations=3"),
             "holds other parameters than this model",
-            "lora",
             "use the model and LoRA settings it was written with",
         )
         assert (run / "recipe.yaml").read_text() == before
@@ -425,14 +428,6 @@ class TestFullDisk:
         refused(outcome, "cannot be written (File too large)", f"make room and `thalweg resume {run}`")
         assert thalweg("resume", run).code == 0
         assert [line["iteration"] for line in metrics_of(run) if line["event"] == "train"] == [1, 2, 3]
-
-
-def test_a_tracker_that_is_not_installed_is_named(train, monkeypatch):
-    for name in ("wandb", "trackio", "tensorboard"):
-        monkeypatch.setitem(sys.modules, name, None)  # as if it were not there
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        outcome = train("flow-grpo", f"run.trackers=[{name}]", "--dry-run")
-        assert outcome.code == 0
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])

@@ -1,6 +1,6 @@
 import pytest
-from evaluation.synthetic_run import BASE, TRAINED, eval_line, train_line
 
+from evaluation.synthetic_run import BASE, TRAINED, eval_line, train_line
 from thalweg.evaluation import warnings
 
 TRAINS = [train_line(i) for i in range(1, 21)]

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from PIL import Image
-from evaluation.synthetic_run import BASE, RUN, TRAINED, eval_line, train_line, write_sheets
 
+from evaluation.synthetic_run import BASE, RUN, TRAINED, eval_line, train_line, write_sheets
 from thalweg.core.errors import UserError
 from thalweg.evaluation import (
     accuracy_metrics,

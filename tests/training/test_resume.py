@@ -144,10 +144,21 @@ def test_the_last_checkpoints_and_the_one_with_the_best_evaluation_stay(
     assert iterations_saved(run) == kept
 
 
-def test_a_full_adapter_run_saves_and_resumes_adapters_alone(tiny_world, tmp_path):
+def test_a_run_of_adapters_saves_and_resumes_adapters_alone(tiny_world, tmp_path):
     recipe = small("flow-grpo", {"iterations": 3, "model.lora": {"rank": 2}, "run.save_every": 2})
     whole = train(recipe, tmp_path / "whole")
     train_until_killed(recipe, tmp_path / "killed", iteration=3)
     assert_same_run(resumed(tmp_path / "killed"), whole)
     stored = load_file(tmp_path / "killed" / "checkpoints" / "00000003" / "weights.policy.safetensors")
     assert stored and all("lora_" in name for name in stored)
+
+
+@pytest.mark.xfail(reason="sample sheets are not written in one step")
+@pytest.mark.parametrize("name", ["base.safetensors", "index.json"])
+def test_a_half_written_sample_sheet_does_not_keep_a_run_from_resuming(name, tiny_world, tmp_path):
+    recipe = small("flow-grpo")
+    whole = train(recipe, tmp_path / "whole")
+    train_until_killed(recipe, tmp_path / "killed", iteration=1)
+    file = tmp_path / "killed" / "samples" / name
+    file.write_bytes(file.read_bytes()[:20])
+    assert_same_run(resumed(tmp_path / "killed"), whole)

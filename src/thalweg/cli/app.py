@@ -205,13 +205,10 @@ def main() -> None:
     """Entry point."""
     sys.path.insert(0, "")  # a reward named module:function is looked for where the user stands
     try:
-        app()
+        app(prog_name="thalweg")
     except UserError as error:
         typer.echo(str(error), err=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        raise SystemExit(130) from None
 
 
 def _say_where(run: Any) -> None:

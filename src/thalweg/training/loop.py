@@ -29,7 +29,7 @@ from thalweg.training.plan import batch_plan
 from thalweg.training.recipe import Recipe
 from thalweg.training.run import RunFolder, command_line, default_folder
 from thalweg.training.stop import StopRequest
-from thalweg.training.trackers import Trackers
+from thalweg.training.trackers import Trackers, require_installed
 from thalweg.training.weight_rules import add_named, after_iteration, after_update
 from thalweg.worlds import find_world
 
@@ -78,6 +78,7 @@ def _run(
     batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
     optimizer = make_optimizer(policy.weights, recipe.optim)
     prompts = load_prompts(recipe.data.prompts, recipe.model.world)
+    require_installed(recipe)
     held_out = load_prompts(recipe.evaluation.prompts, recipe.model.world, "evaluation.prompts")
     if is_new:
         folder.start(recipe, command_line())

@@ -166,7 +166,7 @@ def _across_sections(recipe: Recipe) -> list[str]:
         recipe.credit.trained_fraction < 1 or isinstance(recipe.rollout.plan, Branch)
     ):
         problems.append(
-            "objective.kind: 'chunk_ratio' needs every sample to train the same consecutive steps; use the plan "
+            "objective.kind: 'chunk_ratio' needs every sample to train the same steps in a row; use the plan "
             "all_steps or window, and credit.trained_fraction=1"
         )
     if isinstance(recipe.objective, NFT) and recipe.credit.step_weight != "uniform":

@@ -8,6 +8,14 @@ from typing import Any
 from thalweg.core.errors import UserError
 from thalweg.training.recipe import Recipe
 
+MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def require_installed(recipe: Recipe) -> None:
+    """Raises UserError where a tracker of the recipe is not installed."""
+    for name in recipe.run.trackers:
+        _module(name)
+
 
 class Trackers:
     """Sends every metric line to each tracker of `run.trackers`."""
@@ -19,7 +27,7 @@ class Trackers:
             return
         for name in recipe.run.trackers:
             if name == "tensorboard":
-                writer = _module("torch.utils.tensorboard", name).SummaryWriter(str(folder / "tensorboard"))
+                writer = _module(name).SummaryWriter(str(folder / "tensorboard"))
 
                 def send(iteration: int, values: Mapping[str, float], writer: Any = writer) -> None:
                     for key, value in values.items():
@@ -27,7 +35,7 @@ class Trackers:
 
                 self._sinks.append((send, writer.close))
             else:
-                tracker = _module(name, name)
+                tracker = _module(name)
                 run = tracker.init(project="thalweg", name=folder.name, config=recipe.model_dump(mode="json"))
 
                 def send_run(iteration: int, values: Mapping[str, float], run: Any = run) -> None:
@@ -45,9 +53,9 @@ class Trackers:
             close()
 
 
-def _module(path: str, name: str) -> Any:
+def _module(name: str) -> Any:
     try:
-        return importlib.import_module(path)
+        return importlib.import_module(MODULES[name])
     except ImportError as error:
         raise UserError(
             f"run.trackers: '{name}' is not installed; `pip install 'thalweg[{name}]'`, or remove it "
