@@ -1,6 +1,7 @@
 """Fixtures of these tests."""
 
 import json
+import shutil
 
 import pytest
 
@@ -18,9 +19,16 @@ def train(thalweg, tiny_world):
     return lambda recipe, *arguments: thalweg("train", recipe, *SMALL, *arguments)
 
 
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Where the first test that wants a run leaves it for the others."""
+    return tmp_path_factory.mktemp("made-once") / "run"
+
+
 @pytest.fixture
-def run(train, tmp_path):
-    """A small finished run of flow-grpo: two iterations, a checkpoint of each."""
-    done = train("flow-grpo", "run.save_every=1", "--out", tmp_path / "run")
-    assert done.code == 0, done.err
-    return tmp_path / "run"
+def run(train, made_once, tmp_path):
+    """A small finished run of flow-grpo of its own: two iterations, a checkpoint of each."""
+    if not made_once.exists():
+        done = train("flow-grpo", "run.save_every=1", "--out", made_once)
+        assert done.code == 0, done.err
+    return shutil.copytree(made_once, tmp_path / "run")

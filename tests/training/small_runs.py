@@ -23,7 +23,7 @@ CHEAP = {
     "evaluation.num_prompts": 6,
     "evaluation.diversity_prompts": 1,
     "evaluation.diversity_group": 2,
-    "evaluation.steps": 4,
+    "evaluation.steps": 2,
 }
 
 

@@ -3,7 +3,7 @@
 from pydantic import NonNegativeInt, PositiveInt
 
 from thalweg.core.part import Part
-from thalweg.flow import Euler, Schedule, Shifted, Solver
+from thalweg.flow import DPMSolver, Schedule, Solver, Uniform
 from thalweg.models import POLICY
 
 
@@ -22,8 +22,8 @@ class Evaluation(Part):
     diversity_group: PositiveInt = 8
     steps: PositiveInt = 8
     """Denoising steps."""
-    schedule: Schedule = Shifted()
-    solver: Solver = Euler()
+    schedule: Schedule = Uniform()
+    solver: Solver = DPMSolver()
     weights: str = POLICY
     """The named weights that are measured."""
     seed: NonNegativeInt = 20250505
