@@ -208,6 +208,33 @@ def test_prompts_that_cannot_be_read_are_refused(key, name, text, words, train, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key", "lacking"),
+    [
+        (["data.prompts={file}", "rewards=[scenes]"], "data.prompts", "specification"),
+        (["evaluation.prompts={file}"], "evaluation.prompts", "specification"),
+        (["rewards=[glyphs]"], "data.prompts", "text"),  # the prompts of one world, the judge of another
+    ],
+)
+def test_prompts_that_a_judge_cannot_judge_are_refused(overrides, key, lacking, train, tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("a red square\n")
+    typed = [text.format(file=file) for text in overrides]
+    outcome = train("flow-grpo", *typed, "--out", tmp_path / "run")
+    refused(outcome, f"{key}: prompt '", f"has no '{lacking}' in its metadata", "judge of world", ".jsonl")
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_prompts_need_the_task_that_accuracy_is_told_apart_by(train, tmp_path):
+    file = tmp_path / "p.jsonl"
+    red = {"shape": "square", "color": "red", "size": None, "count": 1}
+    specification = {"task": "colors", "objects": [red], "relation": None, "background": None}
+    file.write_text(json.dumps({"text": "a red square", "specification": specification}) + "\n")
+    both = ["rewards=[scenes]", f"data.prompts={file}"]
+    assert train("flow-grpo", *both, "--out", tmp_path / "run").code == 0
+    refused(train("flow-grpo", f"evaluation.prompts={file}"), "evaluation.prompts: prompt", "has no 'task'")
+
+
 def test_prompts_that_are_not_text_are_refused(train, tmp_path):
     file = tmp_path / "p.txt"
     file.write_bytes(b"a red square\xff\n")

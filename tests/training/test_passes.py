@@ -8,7 +8,7 @@ from thalweg.rewards import score, weights_of
 from thalweg.training.data import draw_prompts, load_prompts
 from thalweg.training.loop import collect, load_policy, train
 from thalweg.training.plan import batch_plan
-from training.small_runs import small, trains
+from training.small_runs import saved_state, small, trains
 
 B, N, K = 8, 8, 7  # the last step is never trained
 SHARED = 2 + (N - 1) * B  # one initial noise a prompt: its first step is computed once
@@ -59,6 +59,13 @@ def test_the_passes_of_a_run_add_up_and_evaluations_of_the_model_are_none_of_the
     lines = trains(train(small("flow-grpo", {"iterations": 3, "evaluation.every": 1}), tmp_path / "run"))
     assert [line["evaluations"] for line in lines] == [120, 240, 360]
     assert [line["backwards"] for line in lines] == [56, 112, 168]
+
+
+def test_a_checkpoint_counts_iterations_updates_and_passes(tiny_world, tmp_path):
+    run = train(small("flow-grpo", {"iterations": 3}), tmp_path / "run")
+    state = saved_state(run)
+    assert (state["iteration"], state["updates"]) == (3, 6)  # two updates an iteration
+    assert (state["evaluations"], state["backwards"]) == (360, 168)
 
 
 def test_a_group_without_variance_costs_no_pass_of_the_update(tiny_world, tmp_path):

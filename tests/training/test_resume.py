@@ -38,6 +38,25 @@ def test_a_run_killed_after_a_checkpoint_and_resumed_equals_the_uninterrupted_on
     assert_same_run(again, whole)
 
 
+def test_iterations_take_the_next_prompts_and_noise_of_their_own(tiny_world, tmp_path):
+    seen = []
+
+    def keep(images, prompts):
+        seen.append((images.clone(), {p.text for p in prompts}))
+        return images.flatten(1).mean(1)
+
+    file = tmp_path / "prompts.txt"
+    words = ["a red square", "a blue circle", "a black cross", "a green triangle"]
+    file.write_text("\n".join(words))
+    still = {"optim.learning_rate": 1e-12, "iterations": 4, "data.prompts": str(file)}
+    train(small("flow-grpo", {"rewards": [keep], **still}), tmp_path / "run")
+    (first, a), (second, b), (third, c), (fourth, d) = seen[1:-1]  # between the two evaluations
+    assert a | b == c | d == set(words)
+    for i, one in enumerate((first, second, third, fourth)):
+        for other in (first, second, third, fourth)[i + 1 :]:
+            assert not torch.isclose(one, other, atol=1e-3).flatten(1).all(1).any()
+
+
 def test_a_run_is_resumed_as_often_as_it_is_killed(tiny_world, tmp_path):
     # Momentum, the average, the warm-up and the order of prompts all reach over both interruptions.
     recipe = small(

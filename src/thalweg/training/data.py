@@ -1,8 +1,10 @@
 """Prompts: where they come from, and which ones an iteration takes."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from pydantic import PositiveInt
 
 from thalweg.core.errors import UserError
@@ -46,6 +48,24 @@ def load_prompts(source: str, world: str | None, key: str = "data.prompts") -> t
     if world is not None:
         _require_known_words(numbered, find_world(world), source)
     return tuple(numbered.values())
+
+
+def require_judged(prompts: Sequence[Prompt], worlds: Iterable[str], key: str, *, by_task: bool) -> None:
+    """Raises UserError where a prompt lacks what the judge of one of the worlds reads in its metadata, or the
+    `task` by which accuracy is told apart.
+    """
+    for world in map(find_world, worlds):
+        blank = torch.zeros(world.image_shape)
+        for prompt in prompts:
+            try:
+                world.judge(blank, prompt)
+                if by_task and "task" not in prompt.metadata:
+                    raise KeyError("task")
+            except KeyError as error:
+                raise UserError(
+                    f"{key}: prompt '{prompt.text}' has no {error} in its metadata, which the judge of world "
+                    f"'{world.name}' reads; give it in .jsonl lines, or do without that judge"
+                ) from None
 
 
 def _require_known_words(prompts: dict[int, Prompt], world: World, source: str) -> None:

@@ -17,12 +17,13 @@ from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
 from thalweg.models import Policy
 from thalweg.rewards import require_finite, score, total, weights_of
+from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Root, grow
 from thalweg.training import checkpoint
 from thalweg.training.backward import Report, Rows, backward, recompute_log_probs
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
-from thalweg.training.data import draw_prompts, load_prompts
+from thalweg.training.data import draw_prompts, load_prompts, require_judged
 from thalweg.training.memory import peak_megabytes
 from thalweg.training.optimise import make_optimizer, update
 from thalweg.training.plan import batch_plan
@@ -78,8 +79,11 @@ def _run(
     batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
     optimizer = make_optimizer(policy.weights, recipe.optim)
     prompts = load_prompts(recipe.data.prompts, recipe.model.world)
-    require_installed(recipe)
     held_out = load_prompts(recipe.evaluation.prompts, recipe.model.world, "evaluation.prompts")
+    judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
+    require_judged(prompts, judges, "data.prompts", by_task=False)
+    require_judged(held_out, judges | ({recipe.model.world} - {None}), "evaluation.prompts", by_task=True)
+    require_installed(recipe)
     if is_new:
         folder.start(recipe, command_line())
     processes.wait()
