@@ -43,15 +43,16 @@ def values(weights):
 
 def test_after_an_iteration_sets_stay_copy_or_follow():
     every_second = {"kind": "copy", "every": 2}
-    parameter, weights, table = trained({"kind": "frozen"}, every_second, {"kind": "ema", "decay": 0.25})
+    ramped = {"kind": "ema", "ramp": 0.25, "decay": 0.5}  # keeps 1/4, 1/2, 1/2
+    parameter, weights, table = trained({"kind": "frozen"}, every_second, ramped)
     seen = []
     for iteration in (1, 2, 3):
         parameter.data.fill_(float(iteration))
         after_update(weights, table, iteration)  # moves none of them
         after_iteration(weights, table, iteration)
         seen.append(values(weights))
-    # 3/4 · 1;  1/4 · 0.75 + 3/4 · 2;  1/4 · 1.6875 + 3/4 · 3
-    assert seen == [[0, 0, 0.75], [0, 2, 1.6875], [0, 2, 2.671875]]
+    # 3/4 · 1;  1/2 · 0.75 + 1/2 · 2;  1/2 · 1.375 + 1/2 · 3
+    assert seen == [[0, 0, 0.75], [0, 2, 1.375], [0, 2, 2.1875]]
 
 
 def test_an_average_per_update_moves_with_updates_alone():
