@@ -22,12 +22,16 @@ OF_PROCESSES = {"processes", "samples_local"}
 
 
 def assert_close_runs(a, b, tolerance: float = 1e-5) -> None:
-    """The same metrics and weights to the tolerance, counters exactly."""
+    """The same metrics and weights to the tolerance, counters exactly.
+
+    Diversity and monitors see images in steps of 1/255, where a rounding may tip a pixel.
+    """
     for one, other in zip(reproducible(a), reproducible(b), strict=True):
         assert one.keys() == other.keys()
         for name in one.keys() - OF_PROCESSES:
             if isinstance(one[name], float):
-                assert one[name] == pytest.approx(other[name], abs=tolerance, rel=1e-3), name
+                room = 1e-3 if name.startswith(("diversity", "monitor/")) else tolerance
+                assert one[name] == pytest.approx(other[name], abs=room, rel=1e-3), name
             else:
                 assert one[name] == other[name], name
     for (name, x), (_, y) in zip(saved_tensors(a), saved_tensors(b), strict=True):

@@ -62,7 +62,7 @@ def open_model(source: str | Path, overrides: Sequence[str] = ()) -> tuple[Polic
     """The trained model of a run, or the untrained one of a recipe."""
     if (Path(source) / OURS).is_file():
         run = load_run(source, overrides)
-        return run.policy(), run.recipe
+        return run.policy(run.recipe.evaluation.weights), run.recipe
     recipe = load_recipe(source, overrides)
     return load_policy(recipe), recipe
 
