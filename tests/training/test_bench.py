@@ -16,7 +16,7 @@ SMALL = [
 
 
 def result(recipe, seed, final):
-    return Result(recipe, seed, 10, 0.5, final, 0.9, 0.8, 1.0, 100, 40, 60.0, 70.0, 500.0)
+    return Result(recipe, seed, 10, 0.5, final, 0.9, 0.8, 1.0, 100, 40, 60.0, 70.0, 500.0, 1, "a processor")
 
 
 def test_a_row_of_the_table_has_the_mean_and_the_sample_deviation_over_seeds():

@@ -39,8 +39,11 @@ class Result:
     evaluations: int
     backwards: int
     cpu_seconds: float
+    """Of the first process."""
     seconds: float
     peak_mb: float
+    processes: int
+    hardware: str
 
 
 def bench(
@@ -53,7 +56,7 @@ def bench(
 ) -> list[Result]:
     """Train what is not finished, one after another on this process, and write `table.md`, `results.json` and
     `curves.jsonl` to `out`."""
-    results = []
+    folders = []
     for name in recipes:
         for seed in seeds:
             folder = out / f"{Path(name).stem}-{seed}"
@@ -62,12 +65,18 @@ def bench(
             if not _is_finished(folder, cpu_seconds):
                 say(f"{folder.name}: training for {cpu_seconds:g} s of processor time")
                 _go_on(folder, recipe)
-            results.append(_result(load_run(folder), Path(name).stem, seed))
-            say(f"{folder.name}: {results[-1].base:.3f} -> {results[-1].final:.3f}")
+            folders.append(folder)
+    return collect(folders, out)
+
+
+def collect(folders: Sequence[Path], out: Path) -> list[Result]:
+    """What finished runs came to, as `table.md`, `results.json` and `curves.jsonl` in `out`."""
+    runs = [load_run(folder) for folder in folders]
+    results = [_result(run) for run in runs]
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "results.json", json.dumps([asdict(r) for r in results], indent=1))
+    write_whole(out / "results.json", json.dumps([asdict(r) for r in results], indent=1) + "\n")
     write_whole(out / "table.md", table(results))
-    write_whole(out / "curves.jsonl", "".join(_curves(out, results)))
+    write_whole(out / "curves.jsonl", "".join(line for run in runs for line in _curve(run)))
     return results
 
 
@@ -120,14 +129,16 @@ def _go_on(folder: Path, recipe: Recipe) -> None:
     resume(folder, recipe)
 
 
-def _result(run: SavedRun, name: str, seed: int) -> Result:
+def _result(run: SavedRun) -> Result:
     lines = run.metrics
     evals = [line for line in lines if line["event"] == "eval"]
     trains = [line for line in lines if line["event"] == "train"]
     measure = "accuracy" if "accuracy" in evals[0] else "reward"
     return Result(
-        recipe=name,
-        seed=seed,
+        recipe=run.recipe.name,
+        seed=run.recipe.seed,
+        hardware=json.loads((run.path / "run.json").read_text(encoding="utf-8"))["hardware"]["processor"],
+        processes=trains[-1]["processes"],
         iterations=trains[-1]["iteration"],
         base=evals[0][measure],
         final=evals[-1][measure],
@@ -142,19 +153,13 @@ def _result(run: SavedRun, name: str, seed: int) -> Result:
     )
 
 
-def _curves(out: Path, results: Sequence[Result]) -> list[str]:
-    """Every evaluation of every run, with the processor time spent so far."""
+def _curve(run: SavedRun) -> list[str]:
+    """Every evaluation of a run, with the processor time spent so far."""
     lines: list[str] = []
-    for result in results:
-        cpu = 0.0
-        for line in load_run(out / f"{result.recipe}-{result.seed}").metrics:
-            cpu = line.get("time/cpu", cpu)
-            if line["event"] == "eval":
-                entry: dict[str, Any] = {
-                    "recipe": result.recipe,
-                    "seed": result.seed,
-                    "cpu_seconds": cpu,
-                    **line,
-                }
-                lines.append(json.dumps(entry) + "\n")
+    cpu = 0.0
+    for line in run.metrics:
+        cpu = line.get("time/cpu", cpu)
+        if line["event"] == "eval":
+            who: dict[str, Any] = {"recipe": run.recipe.name, "seed": run.recipe.seed, "cpu_seconds": cpu}
+            lines.append(json.dumps(who | line) + "\n")
     return lines
