@@ -116,7 +116,6 @@ def test_a_process_whose_groups_teach_nothing_neither_hangs_nor_changes_the_run(
     assert_same_movement(tmp_path / "one", tmp_path / "two", tiny_world)
 
 
-@pytest.mark.xfail(reason="a rollout cannot grow from no root")
 def test_fewer_evaluation_images_than_processes_do_not_hang(tiny_world, tmp_path):
     # One image to judge and two to compare, on three processes.
     few = {"evaluation.num_prompts": 1, "iterations": 1, "rollout.group_size": 3}

@@ -6,8 +6,9 @@ from html import escape
 from pathlib import Path
 
 from thalweg.core.errors import UserError
+from thalweg.core.files import write_whole
 from thalweg.evaluation.charts import COLOURS, PERCENT, Axis, Curve, chart, number
-from thalweg.evaluation.page import page, section, write_whole
+from thalweg.evaluation.page import page, section
 from thalweg.evaluation.record import Record, accuracy_of, read_run, series
 from thalweg.evaluation.report import accuracy_curve, duration
 

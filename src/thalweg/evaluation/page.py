@@ -1,6 +1,5 @@
 """The shell of a report: one HTML file with its style inside, light and dark, from 360 pixels up."""
 
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -42,11 +41,3 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
         + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs)
         + "</dl>"
     )
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Writes beside the target and moves it there, so a reader never meets half a page."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-    return path

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
+from thalweg.core.files import write_whole
 from thalweg.evaluation.advice import (
     BORDER_SHIFT,
     DRIFT,
@@ -18,7 +19,7 @@ from thalweg.evaluation.advice import (
 from thalweg.evaluation.charts import PERCENT, Axis, Curve, chart, interval_bars, number, stacked_bar
 from thalweg.evaluation.confidence import difference
 from thalweg.evaluation.grid import before_and_after
-from thalweg.evaluation.page import facts, page, section, write_whole
+from thalweg.evaluation.page import facts, page, section
 from thalweg.evaluation.record import Record, accuracy_of, number_in, read_run, series, task_names
 
 
@@ -347,7 +348,7 @@ def _cost(run: Record) -> str:
     stages: dict[str, float] = {}
     for line in run.lines:
         for key in line:
-            if key.startswith("time/") and (value := number_in(line, key)) is not None:
+            if key.startswith("time/") and key != "time/cpu" and (value := number_in(line, key)) is not None:
                 stages[key[5:]] = stages.get(key[5:], 0.0) + value
     blocks = []
     seconds = run.last("seconds")

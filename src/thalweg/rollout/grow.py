@@ -94,6 +94,8 @@ def grow(
 def _velocity(
     policy: Policy, x: Tensor, sigma: Tensor, condition: Condition, rows: Tensor, micro_batch: int
 ) -> Tensor:
+    if len(x) == 0:
+        return x
     chunks = zip(x.split(micro_batch), rows.split(micro_batch), strict=True)
     return torch.cat([policy.velocity(c, sigma.expand(len(c)), condition.index(r)) for c, r in chunks])
 
@@ -135,7 +137,7 @@ def _level(
     transition: Transition | None,
 ) -> Level:
     """The level at noise level `at`, keeping the states that credit or training will read."""
-    trained = torch.tensor([node.child.trained for node in nodes])
+    trained = torch.tensor([node.child.trained for node in nodes], dtype=torch.bool)
     k, std, log_prob = (
         sigmas[at].repeat(len(nodes)),
         torch.zeros(len(nodes)),
@@ -148,7 +150,7 @@ def _level(
             log_prob = torch.where(trained, transition.log_prob(x).cpu(), log_prob)
     is_leaf = at == len(layout)
     starts = [not is_leaf and any(child.trained for child in layout[at][node.child.role]) for node in nodes]
-    kept = trained | torch.tensor(starts) | is_leaf
+    kept = trained | torch.tensor(starts, dtype=torch.bool) | is_leaf
     row = torch.where(kept, kept.long().cumsum(0) - 1, -1)
     return Level(
         sigma=float(sigmas[at]),
@@ -159,7 +161,7 @@ def _level(
         log_prob=log_prob,
         latents=x if bool(kept.all()) else x[kept.to(x.device)],
         row=row,
-        depth=torch.tensor([len(node.path) for node in nodes]),
+        depth=torch.tensor([len(node.path) for node in nodes], dtype=torch.int64),
     )
 
 
@@ -169,8 +171,8 @@ def _leaves(nodes: Sequence[_Node]) -> Leaves:
         index = seen[node.root.number] = seen.get(node.root.number, -1) + 1
         numbers.append(node.root.number * LEAVES_PER_ROOT + index)
     return Leaves(
-        prompt_slot=torch.tensor([node.root.prompt_slot for node in nodes]),
-        seed_group=torch.tensor([node.root.seed_group for node in nodes]),
-        fork_step=torch.tensor([node.fork_step for node in nodes]),
-        sample=torch.tensor(numbers),
+        prompt_slot=torch.tensor([node.root.prompt_slot for node in nodes], dtype=torch.int64),
+        seed_group=torch.tensor([node.root.seed_group for node in nodes], dtype=torch.int64),
+        fork_step=torch.tensor([node.fork_step for node in nodes], dtype=torch.int64),
+        sample=torch.tensor(numbers, dtype=torch.int64),
     )

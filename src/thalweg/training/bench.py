@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.core.errors import UserError
+from thalweg.core.files import write_whole
 from thalweg.training.checkpoint import read_state
 from thalweg.training.loop import resume, train
 from thalweg.training.recipe import Recipe, load_recipe
-from thalweg.training.run import write_whole
 from thalweg.training.saved import SavedRun, load_run
 
 UNBOUNDED = 1_000_000

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from thalweg.core.denormals import flushed_denormals
 from thalweg.core.errors import UserError
 from thalweg.core.forest import Forest, Leaves
 from thalweg.core.noise import Address
@@ -74,7 +75,6 @@ def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -
 def _run(
     recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress | None, *, is_new: bool
 ) -> Run:
-    torch.set_flush_denormal(True)  # denormal numbers slow a CPU down manifold
     policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
     batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
     optimizer = make_optimizer(policy.weights, recipe.optim)
@@ -88,7 +88,7 @@ def _run(
         folder.start(recipe, command_line())
     processes.wait()
 
-    with folder.locked(), StopRequest() as stop:
+    with folder.locked(), flushed_denormals(), StopRequest() as stop:
         state = _restore(recipe, folder, policy, optimizer)
         folder.write_recipe(recipe)  # only now: overrides that do not fit leave the run as it was
         clock, trackers = Clock(), Trackers(recipe, folder.path if folder.writes else None)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from thalweg.core.errors import UserError
+from thalweg.core.files import write_whole
 from thalweg.training.recipe import Recipe
 
 FORMAT = 1
@@ -139,16 +140,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace the file in one step."""
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def default_folder(name: str) -> Path:
