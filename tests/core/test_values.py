@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from thalweg.core.values import Condition, Samples, concatenate
+from thalweg.core.values import Condition, Samples
 
 CONDITION = Condition({"words": torch.tensor([[1, 2], [3, 4]]), "pooled": torch.tensor([[0.0], [1.0]])})
 
@@ -28,12 +28,6 @@ def test_noise_is_added_to_the_named_tensors_alone():
     moved = CONDITION.perturb({"pooled": torch.tensor([[1.0], [-1.0]])}, scale=0.5)
     assert moved.tensors["pooled"].flatten().tolist() == [0.5, 0.5]
     assert moved.tensors["words"].tolist() == [[1, 2], [3, 4]]
-
-
-def test_conditions_are_joined_row_after_row():
-    joined = concatenate([CONDITION, CONDITION.index(torch.tensor([1]))])
-    assert joined.tensors["words"].tolist() == [[1, 2], [3, 4], [3, 4]]
-    assert joined.tensors["pooled"].flatten().tolist() == [0, 1, 1]
 
 
 def test_rows_of_a_table_are_taken_by_number_or_by_mask():

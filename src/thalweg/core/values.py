@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -118,9 +117,3 @@ class Samples:
 
     def index(self, rows: Int64[Tensor, " b"] | Bool[Tensor, " B"]) -> "Samples":
         return _index(self, rows)
-
-
-def concatenate(conditions: "list[Condition]") -> Condition:
-    """Rows of several conditions, one after the other."""
-    names = conditions[0].tensors
-    return Condition({name: torch.cat([c.tensors[name] for c in conditions]) for name in names})
