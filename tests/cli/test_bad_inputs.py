@@ -43,10 +43,14 @@ RECIPES = {
     "no number": (["optim.learning_rate=fast"], "optim.learning_rate", "expected a number, got 'fast'"),
     "no whole number": (["iterations=ten"], "iterations", "expected a whole number, got 'ten'"),
     "a fraction": (["iterations=2.5"], "iterations", "2.5"),
-    "no truth": (["credit.drop_zero=perhaps"], "credit.drop_zero", "expected true or false, got 'perhaps'"),
+    "no truth": (
+        ["selection.drop_zero=perhaps"],
+        "selection.drop_zero",
+        "expected true or false, got 'perhaps'",
+    ),
     "out of range": (
-        ["credit.trained_fraction=1.5"],
-        "credit.trained_fraction",
+        ["selection.trained_fraction=1.5"],
+        "selection.trained_fraction",
         "less than or equal to 1",
         "1.5",
     ),

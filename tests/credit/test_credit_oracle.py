@@ -37,7 +37,8 @@ def estimate(linear_policy, replicas, plan, group_by=("prompt",), **settings) ->
     leaves = Leaves(**{**columns, "prompt_slot": replica})
     credit = GroupCredit(std="none", limit=None, group_by=group_by)
     advantages = credit.advantages({"r": forest.latents.flatten()}, {"r": 1.0}, leaves)
-    rows = transitions(forest, advantages.view(len(forest.leaves), replicas))
+    own = advantages.view(len(forest.leaves), replicas)
+    rows = transitions(forest, forest.advantages(own))
 
     sigmas, found = rollout.sigmas().tolist(), {}
     for step in sorted(set(rows.step.tolist())):

@@ -29,6 +29,8 @@ def rows_of(steps: list[int], samples: list[int], advantages: list[float], old=N
         sample=torch.tensor(samples, dtype=torch.int64),
         step=torch.tensor(steps, dtype=torch.int64),
         depth=column,
+        parent=column,
+        behaviour_log_prob=number,
     )
 
 
@@ -103,12 +105,14 @@ def test_chunks_that_do_not_add_up_to_the_trained_steps_are_refused(chunks, line
     forest = grow(linear_policy(), [Prompt("")], [Root(0, 0, 0, 0)], rollout, seed=0, iteration=0)
     wrong = rf"adds up to {sum(chunks)} steps, but the rollout trains 4; make them equal"
     with pytest.raises(ValueError, match=wrong):
-        ChunkRatio(chunks=chunks).experience(forest, torch.ones(1, 1), seed=0, iteration=0)
+        ChunkRatio(chunks=chunks).experience(forest, forest.advantages(torch.ones(1, 1)), seed=0, iteration=0)
 
 
 def test_chunks_fit_the_steps_of_a_window(linear_policy):
     plan = Window(size=3, start=1, move="fixed")
     rollout = Rollout(plan=plan, group_size=2, steps=6, kernel=FlowSDE())
     forest = grow(linear_policy(), [Prompt("")], [Root(0, 0, 0, 0)], rollout, seed=0, iteration=0)
-    rows = ChunkRatio(chunks=(2, 1)).experience(forest, torch.ones(1, 1), seed=0, iteration=0)
+    rows = ChunkRatio(chunks=(2, 1)).experience(
+        forest, forest.advantages(torch.ones(1, 1)), seed=0, iteration=0
+    )
     assert rows.step.tolist() == [1, 2, 3]

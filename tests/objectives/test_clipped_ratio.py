@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from thalweg.core.processes import Processes
 from thalweg.core.values import Prompt, Transitions
 from thalweg.credit.step_weight import step_weights
 from thalweg.flow import CPS, DanceSDE, DPMSolverSDE, FlowSDE, Precise
@@ -19,8 +20,8 @@ def rows_of(policy, kernel=FlowSDE(), *, advantages=None) -> Transitions:  # noq
     roots = [Root(0, group, group, 0) for group in range(6)]
     forest = grow(policy, [Prompt("")], roots, rollout, seed=0, iteration=0)
     given = torch.linspace(-2, 3, 6)[:, None] if advantages is None else advantages
-    rows = ClippedRatio().experience(forest, given, seed=0, iteration=0)
-    columns = {n: c.double() if c.is_floating_point() else c for n, c in vars(rows).items()}
+    rows = ClippedRatio().experience(forest, forest.advantages(given), seed=0, iteration=0)
+    columns = {n: c.double() if c.is_floating_point() else c for n, c in vars(rows).items() if c is not None}
     return Transitions(**columns)
 
 
@@ -60,7 +61,7 @@ def test_the_ratio_is_exactly_one_when_stored_steps_are_scored_again(kernel, lin
     roots = [Root(0, group, group, 0) for group in range(6)]
     forest = grow(policy, [Prompt("")], roots, rollout, seed=0, iteration=0)
     objective = ClippedRatio()
-    rows = objective.experience(forest, torch.ones(6, 1), seed=0, iteration=0)
+    rows = objective.experience(forest, forest.advantages(torch.ones(6, 1)), seed=0, iteration=0)
     x, sigma = objective.inputs(rows)
     velocity = policy.velocity(x, sigma, forest.condition.index(rows.condition))
     terms, report = objective.loss(objective.measure(rows, x, velocity, {}), rows)
@@ -70,7 +71,7 @@ def test_the_ratio_is_exactly_one_when_stored_steps_are_scored_again(kernel, lin
 
 def test_with_noise_weights_the_gradient_of_a_step_is_proportional_to_J(linear_policy):
     rows = exact(rows_of(linear_policy((4,)), advantages=torch.ones(6, 1)))
-    rows = replace(rows, weight=step_weights("noise", rows.std, rows.step))
+    rows = replace(rows, weight=step_weights("noise", rows, Processes()))
     velocity, objective = velocity_of(rows).requires_grad_(), ClippedRatio()
     objective.loss(objective.measure(rows, rows.x, velocity, {}), rows)[0].sum().backward()
     J = (1 - rows.sigma_next) * rows.sigma - rows.k * (1 - rows.sigma)

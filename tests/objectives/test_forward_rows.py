@@ -42,7 +42,7 @@ def forest_of(policy, roots):
 
 def test_each_sample_stands_under_every_level_drawn_for_it_with_noise_of_its_own(linear_policy):
     forest, draw = forest_of(linear_policy(), ROOTS), Stratified(num_sigmas=3)
-    rows = samples(forest, torch.arange(8.0).view(4, 2), draw, seed=0, iteration=4)
+    rows = samples(forest, forest.advantages(torch.arange(8.0).view(4, 2)), draw, seed=0, iteration=4)
     assert len(rows) == 12
     assert_close(rows.x0, forest.latents.repeat_interleave(3, 0))
     assert_close(rows.advantages, torch.arange(8.0).view(4, 2).repeat_interleave(3, 0))
@@ -58,11 +58,16 @@ def test_each_sample_stands_under_every_level_drawn_for_it_with_noise_of_its_own
 
 def test_levels_and_noise_do_not_depend_on_what_else_is_there(linear_policy):
     draw = Stratified()
-    whole = samples(forest_of(linear_policy(), ROOTS), torch.ones(4, 1), draw, seed=0, iteration=4)
-    part = samples(forest_of(linear_policy(), ROOTS[2:]), torch.ones(2, 1), draw, seed=0, iteration=4)
+
+    def drawn(roots, iteration):
+        forest = forest_of(linear_policy(), roots)
+        advantages = forest.advantages(torch.ones(len(roots), 1))
+        return samples(forest, advantages, draw, seed=0, iteration=iteration)
+
+    whole, part = drawn(ROOTS, 4), drawn(ROOTS[2:], 4)
     for name in ("x0", "sigma", "noise", "sample"):
         assert torch.equal(getattr(part, name), getattr(whole, name)[6:])
-    again = samples(forest_of(linear_policy(), ROOTS), torch.ones(4, 1), draw, seed=0, iteration=5)
+    again = drawn(ROOTS, 5)
     assert (
         not torch.isclose(again.noise, whole.noise).any()
         and not torch.isclose(again.sigma, whole.sigma).any()

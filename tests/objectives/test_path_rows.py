@@ -22,7 +22,7 @@ def forest_of(policy, plan, **settings):
 def test_each_trained_step_is_a_row_with_its_states_and_numbers(linear_policy):
     forest, rollout = forest_of(linear_policy(), Window(size=2, start=1, move="fixed"), group_size=2)
     advantages = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 5.0], [4.0, 0.0]])
-    rows, sigmas = transitions(forest, advantages), rollout.sigmas()
+    rows, sigmas = transitions(forest, forest.advantages(advantages)), rollout.sigmas()
     assert rows.step.tolist() == [1] * 4 + [2] * 4
     assert_close(rows.sigma, sigmas[rows.step])
     assert_close(rows.sigma_next, sigmas[rows.step + 1])
@@ -41,7 +41,7 @@ def test_each_trained_step_is_a_row_with_its_states_and_numbers(linear_policy):
 
 def test_members_of_a_seed_group_start_their_first_step_from_one_state(linear_policy):
     forest, _ = forest_of(linear_policy(), AllSteps(), group_size=3, seed_groups=1)
-    rows = transitions(forest, torch.arange(6.0)[:, None])
+    rows = transitions(forest, forest.advantages(torch.arange(6.0)[:, None]))
     first = rows.index(rows.step == 0)
     assert torch.equal(first.x[0], first.x[1]) and torch.equal(first.x[1], first.x[2])
     assert not torch.equal(first.x[2], first.x[3])
@@ -51,7 +51,7 @@ def test_members_of_a_seed_group_start_their_first_step_from_one_state(linear_po
 
 def test_a_branch_has_one_row_with_the_advantage_of_its_leaf(linear_policy):
     forest, _ = forest_of(linear_policy(), Branch(num_branch_steps=2), group_size=4, seed_groups=1)
-    rows = transitions(forest, torch.arange(8.0)[:, None])
+    rows = transitions(forest, forest.advantages(torch.arange(8.0)[:, None]))
     assert len(rows) == 8
     by_sample = dict(zip(forest.leaves.sample.tolist(), range(8), strict=True))
     assert rows.advantages.flatten().tolist() == [by_sample[s] for s in rows.sample.tolist()]

@@ -57,6 +57,8 @@ def rows_of(count: int = 4, shape=(2, 3)) -> Transitions:
         sample=column,
         step=column,
         depth=column,
+        parent=column,
+        behaviour_log_prob=number,
     )
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from thalweg.core.forest import Scores
+from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
 from thalweg.models.miniature.policy import LoRA
 from thalweg.rollout import Root, grow
@@ -34,11 +36,12 @@ def collected(recipe, policy, prompts):
     add_named(policy.weights, recipe.weights)
     per_prompt = recipe.rollout.num_roots
     roots = [Root(s, g, s * per_prompt + g, s) for s in (0, 1) for g in range(per_prompt)]
-    forest = grow(policy, prompts[:2], roots, recipe.rollout, seed=0, iteration=0)
+    keep_mean = recipe.objective.keeps_mean
+    forest = grow(policy, prompts[:2], roots, recipe.rollout, seed=0, iteration=0, keep_mean=keep_mean)
     rewards = torch.randn(len(forest.leaves), generator=torch.Generator().manual_seed(0))
-    advantages = recipe.credit.advantages({"r": rewards}, {"r": 1.0}, forest.leaves)
+    advantages = recipe.credit.assign(forest, Scores({"r": rewards}), {"r": 1.0}, Processes())
     rows = recipe.objective.experience(forest, advantages, seed=0, iteration=0)
-    return recipe.credit.select(rows, seed=0, iteration=0), forest
+    return recipe.selection.select(rows, seed=0, iteration=0), forest
 
 
 def gradient(recipe, policy, rows, condition, micro_batch=8) -> list[torch.Tensor]:
@@ -103,7 +106,7 @@ def test_a_rollout_takes_the_passes_that_its_layout_says(name, linear_policy, pr
     else:
         expected = PASSES[name]
     assert policy.passes.evaluations == 2 * expected
-    assert recipe.rollout.passes_per_prompt(0, 0)[0] == expected
+    assert recipe.rollout.passes(0, 0, 1)[0] == expected
     if isinstance(rows, Transitions):
         trained = {"dance-grpo": 12 * 4, "mix-grpo": 12 * 3, "tempflow-grpo": 24}.get(name, 12 * 7)
         assert len(rows) == 2 * trained

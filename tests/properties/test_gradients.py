@@ -22,7 +22,7 @@ ADVANTAGES = torch.tensor([-1.5, 0.2, 1.3, 2.0, -0.7, -0.4])[:, None]
 def experience(objective, policy, prompts=PROMPTS):
     """Rows of 6 samples, and the policy moved away from the one that made them."""
     forest = grow(policy, prompts, ROOTS, ROLLOUT, seed=0, iteration=0)
-    rows = objective.experience(forest, ADVANTAGES, seed=0, iteration=0)
+    rows = objective.experience(forest, forest.advantages(ADVANTAGES), seed=0, iteration=0)
     for name in ("old", "reference"):
         policy.weights.add(name)
     generator = torch.Generator().manual_seed(1)
@@ -64,7 +64,7 @@ def test_two_sweeps_give_the_gradient_of_one(chunks, linear_policy):
     policy = linear_policy((4,), torch.float64)
     objective = ChunkRatio(chunks=chunks, clip_range=0.003)
     rows, condition = experience(objective, policy)
-    columns = {n: c.double() if c.is_floating_point() else c for n, c in vars(rows).items()}
+    columns = {n: c.double() if c.is_floating_point() else c for n, c in vars(rows).items() if c is not None}
     rows = Transitions(**columns)
     one = gradient(objective, policy, rows, condition, micro_batch=30)
     assert one[0].abs().max() > 1e-4
@@ -149,7 +149,7 @@ def test_the_report_is_the_same_for_any_split(objective, micro_batch, linear_pol
 def test_the_ratio_deviation_is_the_largest_gap_to_the_stored_log_prob(linear_policy):
     policy, objective = linear_policy(), ClippedRatio()
     forest = grow(policy, PROMPTS, ROOTS, ROLLOUT, seed=0, iteration=0)
-    rows = objective.experience(forest, ADVANTAGES, seed=0, iteration=0)
+    rows = objective.experience(forest, forest.advantages(ADVANTAGES), seed=0, iteration=0)
     assert backward(objective, policy, rows, forest.condition, 7, 1.0).ratio_deviation == 0
     off = rows.old_log_prob.clone()
     off[[3, 20]] += torch.tensor([0.25, -0.5])

@@ -3,6 +3,7 @@ import pytest
 from thalweg.core.forest import Child, count_passes
 from thalweg.core.noise import Address
 from thalweg.rollout import AllSteps, Branch, Deterministic, Window
+from thalweg.rollout.plans import first_step
 
 ODE, SDE = Child(stochastic=False), Child(stochastic=True, trained=True)
 
@@ -76,17 +77,17 @@ def test_branch_steps_stop_before_the_last_step():
     ],
 )
 def test_a_window_moves_from_noise_to_data_and_returns(window, starts):
-    assert [window.first_step(8, at(iteration)) for iteration in range(12)] == starts
+    assert [first_step(window, window.size, 8, at(iteration)) for iteration in range(12)] == starts
     assert branch_steps(window.layout(8, 1, at(4))) == [starts[4], starts[4] + 1, starts[4] + 2]
 
 
 def test_a_random_window_visits_all_its_positions_equally():
     window = Window(size=2, move="random", start=1, positions=4)
-    drawn = [window.first_step(8, at(iteration)) for iteration in range(400)]
+    drawn = [first_step(window, window.size, 8, at(iteration)) for iteration in range(400)]
     assert set(drawn) == {1, 2, 3, 4}
     for start in (1, 2, 3, 4):  # 100 each, standard error 9
         assert abs(drawn.count(start) - 100) < 40
-    assert drawn == [window.first_step(8, at(iteration)) for iteration in range(400)]
+    assert drawn == [first_step(window, window.size, 8, at(iteration)) for iteration in range(400)]
 
 
 @pytest.mark.parametrize("num_steps", [2, 5, 8])

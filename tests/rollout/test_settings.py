@@ -89,7 +89,7 @@ def test_the_passes_of_a_prompt_are_known_beforehand_and_counted_alike(
     settings, passes, trained, linear_policy, prompts
 ):
     rollout, policy = Rollout(**settings), linear_policy()
-    assert rollout.passes_per_prompt(0, 0) == (passes, trained)
+    assert rollout.passes(0, 0, 1) == (passes, trained)
     roots = [
         Root(slot, group, slot * rollout.num_roots + group, slot)
         for slot in (0, 1)

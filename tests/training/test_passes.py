@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from thalweg.core.forest import Scores
 from thalweg.core.processes import Processes
 from thalweg.rewards import score, weights_of
+from thalweg.training.collect import collect
 from thalweg.training.data import draw_prompts, load_prompts
-from thalweg.training.loop import collect, load_policy, train
+from thalweg.training.loop import load_policy, train
 from thalweg.training.plan import batch_plan
 from training.small_runs import saved_state, small, trains
 
@@ -83,9 +85,9 @@ def test_a_group_without_variance_costs_no_pass_of_the_update(tiny_world, tmp_pa
 
 def stored_states(recipe):
     prompts = draw_prompts(load_prompts("training", "scenes"), recipe.data, seed=0, iteration=0)
-    forest = collect(recipe, load_policy(recipe), prompts, Processes(), iteration=0)
-    rewards = score(recipe.rewards, torch.rand(len(forest.leaves), 3, 4, 4), forest.leaf_prompts)
-    advantages = recipe.credit.advantages(rewards, weights_of(recipe.rewards), forest.leaves)
+    forest = collect(recipe, load_policy(recipe), prompts, Processes(), iteration=0).forest
+    scores = Scores(score(recipe.rewards, torch.rand(len(forest.leaves), 3, 4, 4), forest.leaf_prompts))
+    advantages = recipe.credit.assign(forest, scores, weights_of(recipe.rewards), Processes())
     rows = recipe.objective.experience(forest, advantages, seed=0, iteration=0)
     return sum(len(level.latents) for level in forest.levels), len(rows)
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-Purpose = Literal["initial", "transition", "forward noise", "sigmas", "order", "selection"]
+Purpose = Literal["initial", "transition", "guidance", "forward noise", "sigmas", "order", "selection"]
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,14 @@ class Transitions:
     step: Int64[Tensor, " B"]
     depth: Int64[Tensor, " B"]
     """How many forks lie above the edge."""
+    parent: Int64[Tensor, " B"]
+    """A name for the state the step leaves, the same for siblings."""
+    behaviour_log_prob: Float[Tensor, " B"]
+    """log p(x_next | x) as the rollout saw it; `old_log_prob` may be computed again on the training path."""
+    old_mean: Float[Tensor, "B ..."] | None = None
+    """Mean of the transition under the behaviour weights, where the objective asks for it."""
+    on_best_way: Bool[Tensor, " B"] | None = None
+    """The edge lies on the way to the best sample of its tree, where the objective asks for it."""
 
     def __len__(self) -> int:
         return len(self.sigma)

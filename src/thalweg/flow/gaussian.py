@@ -16,7 +16,7 @@ d latent elements.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -50,6 +50,10 @@ class Transition:
         """E[x' | x]."""
         kept = 1 - (self.sigma_next - self.k)
         return over_latents(kept, self.x) * self.x - over_latents(self.J, self.x) * self.velocity
+
+    def spread(self, factor: PerSample) -> "Transition":
+        """The same mean with `factor` times the standard deviation."""
+        return replace(self, std=self.std * per_sample(factor, self.x))
 
     def sample(self, noise: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """x' for this draw of z."""

@@ -40,7 +40,11 @@ class Uniform(Part):
 
     def sigmas(self, num_steps: int) -> Float[Tensor, " {num_steps}+1"]:
         """σ_0 .. σ_N."""
-        return even_grid(num_steps).float()
+        return self.warp(even_grid(num_steps)).float()
+
+    def warp(self, u: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
+        """σ at places of the even grid, float64."""
+        return u
 
 
 class Shifted(Part):
@@ -52,7 +56,11 @@ class Shifted(Part):
 
     def sigmas(self, num_steps: int) -> Float[Tensor, " {num_steps}+1"]:
         """σ_0 .. σ_N."""
-        return shift_towards_noise(even_grid(num_steps), self.shift).float()
+        return self.warp(even_grid(num_steps)).float()
+
+    def warp(self, u: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
+        """σ at places of the even grid, float64."""
+        return shift_towards_noise(u, self.shift)
 
 
 class DynamicShift(Part):
@@ -79,7 +87,11 @@ class DynamicShift(Part):
 
     def sigmas(self, num_steps: int) -> Float[Tensor, " {num_steps}+1"]:
         """σ_0 .. σ_N."""
-        return shift_towards_noise(even_grid(num_steps), math.exp(self.mu)).float()
+        return self.warp(even_grid(num_steps)).float()
+
+    def warp(self, u: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
+        """σ at places of the even grid, float64."""
+        return shift_towards_noise(u, math.exp(self.mu))
 
 
 class Diffusers(Part):
@@ -102,6 +114,12 @@ class Diffusers(Part):
         # One step visits only u = 1.
         levels = even_grid(num_steps - 1, lowest) if num_steps > 1 else even_grid(num_steps)[:1]
         return torch.cat([shift_towards_noise(levels, self.shift), levels.new_zeros(1)]).float()
+
+    def warp(self, u: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
+        """σ at places of the even grid, float64. The levels of `sigmas` are not evenly placed at the clean end:
+        their last place but one is u = 0 to the training levels, and here 0 is 0.
+        """
+        return shift_towards_noise(shift_towards_noise(u, self.shift), self.shift)
 
 
 Schedule = Annotated[Uniform | Shifted | DynamicShift | Diffusers, Field(discriminator="kind")]

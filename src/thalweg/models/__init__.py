@@ -5,10 +5,10 @@ from typing import Annotated
 from pydantic import SerializeAsAny
 
 from thalweg.core.part import OWN_PART
-from thalweg.models.contract import ModelContract, Passes, Policy
+from thalweg.models.contract import Embeds, ModelContract, Passes, Policy
 from thalweg.models.miniature.policy import MiniatureModel
 from thalweg.models.weights import POLICY, NamedWeights
 
 Model = Annotated[SerializeAsAny[MiniatureModel], OWN_PART]
 
-__all__ = ["POLICY", "MiniatureModel", "Model", "ModelContract", "NamedWeights", "Passes", "Policy"]
+__all__ = ["POLICY", "Embeds", "MiniatureModel", "Model", "ModelContract", "NamedWeights", "Passes", "Policy"]

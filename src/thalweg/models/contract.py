@@ -52,6 +52,17 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class Embeds(Protocol):
+    """A policy whose prompt embeddings can be moved."""
+
+    def embed(self, condition: Condition) -> Condition:
+        """The condition with floating `embedding` (B, L, D), which `velocity` then reads in place of the
+        prompt's own, and `content` (B, L), 1 at tokens that carry meaning.
+        """
+        ...
+
+
+@runtime_checkable
 class ModelContract(Protocol):
     """The `model` section of a recipe: numbers, and how they become a policy."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from thalweg.core.forest import Forest
+from thalweg.core.forest import Advantages, Forest
 from thalweg.core.part import Part
 from thalweg.core.values import Transitions
 from thalweg.objectives.contract import Scalars, Unit
@@ -37,9 +37,15 @@ class ChunkRatio(Part):
     def anchors(self) -> tuple[str, ...]:
         return ()
 
-    def experience(
-        self, forest: Forest, advantages: Float[Tensor, "B R"], *, seed: int, iteration: int
-    ) -> Transitions:
+    @property
+    def keeps_mean(self) -> bool:
+        return False
+
+    def clip_of(self, num_elements: int) -> float:
+        """c, whatever the size of the latents."""
+        return self.clip_range
+
+    def experience(self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int) -> Transitions:
         rows = transitions(forest, advantages)
         trained = torch.unique(rows.step)
         if len(trained) != sum(self.chunks):

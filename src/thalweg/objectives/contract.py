@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.forest import Forest
+from thalweg.core.forest import Advantages, Forest
 from thalweg.core.values import Samples, Transitions
 
 Unit = Literal["row", "sample"]
@@ -31,8 +31,13 @@ class ObjectiveContract(Protocol):
         """Named weights whose velocity is needed at the same points, without gradient."""
         ...
 
+    @property
+    def keeps_mean(self) -> bool:
+        """Whether the rollout must keep the means of trained steps."""
+        ...
+
     def experience(
-        self, forest: Forest, advantages: Float[Tensor, "B R"], *, seed: int, iteration: int
+        self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int
     ) -> Transitions | Samples:
         """The rows to train on."""
         ...

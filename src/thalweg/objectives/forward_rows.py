@@ -1,17 +1,16 @@
 """Finished samples under drawn noise levels as rows. Shapes: B leaves, R rewards, ... latent axes."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.forest import Forest
+from thalweg.core.forest import Advantages, Forest
 from thalweg.core.noise import Address, normals
 from thalweg.core.values import Samples
 from thalweg.objectives.sigma_draw import Stratified
 
 
 def samples(
-    forest: Forest, advantages: Float[Tensor, "B R"], sigmas: Stratified, *, seed: int, iteration: int
+    forest: Forest, advantages: Advantages, sigmas: Stratified, *, seed: int, iteration: int
 ) -> Samples:
     """Each leaf once for each noise level drawn for it, with fresh noise every time; levels side by side."""
     leaves = forest.leaves
@@ -31,7 +30,7 @@ def samples(
         x0=x0[leaf],
         sigma=sigma.flatten(),
         noise=normals(noise, x0.shape[1:]).to(x0.device),
-        advantages=advantages[leaf],
+        advantages=advantages.leaves[leaf],
         weight=torch.ones(len(leaf)),
         condition=forest.leaf_condition[leaf],
         prompt_slot=leaves.prompt_slot[leaf],

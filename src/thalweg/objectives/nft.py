@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from thalweg.core.forest import Forest
+from thalweg.core.forest import Advantages, Forest
 from thalweg.core.part import Part
 from thalweg.core.values import Samples
 from thalweg.flow import LinearPath, x0_from_velocity
@@ -48,9 +48,11 @@ class NFT(Part):
     def anchors(self) -> tuple[str, ...]:
         return (self.old, self.reference) if self.kl_weight > 0 else (self.old,)
 
-    def experience(
-        self, forest: Forest, advantages: Float[Tensor, "B R"], *, seed: int, iteration: int
-    ) -> Samples:
+    @property
+    def keeps_mean(self) -> bool:
+        return False
+
+    def experience(self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int) -> Samples:
         return samples(forest, advantages, self.sigmas, seed=seed, iteration=iteration)
 
     def inputs(self, rows: Samples) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:

@@ -6,11 +6,13 @@ Shapes: B rows, U units, R rewards, ... latent axes.
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.core.values import Transitions
 from thalweg.flow import Transition
+from thalweg.flow.broadcast import over_latents
 
 KLKind = Literal["exact", "published", "velocity"]
 
@@ -21,14 +23,84 @@ def transition_of(rows: Transitions, velocity: Float[Tensor, "B ..."]) -> Transi
 
 
 def clipped(
-    log_ratio: Float[Tensor, " U"], advantages: Float[Tensor, "U R"], clip_range: float
+    log_ratio: Float[Tensor, " U"],
+    advantages: Float[Tensor, "U R"],
+    below: float | Float[Tensor, "U R"],
+    above: float | Float[Tensor, "U R"] | None = None,
 ) -> tuple[Float[Tensor, " U"], Float[Tensor, " U"]]:
     """PPO's loss max(-A rho, -A clip(rho, 1-c, 1+c)) added over rewards (Schulman et al. 2017,
-    arXiv:1707.06347, Eq. 7), and the share of rewards for which the clip takes the gradient away.
+    arXiv:1707.06347, Eq. 7), and the share of rewards for which the clip takes the gradient away. `below` and
+    `above` are c on either side; without `above` the same.
     """
-    ratio = log_ratio.exp()[:, None]
-    free, held = -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    ratio = log_ratio.exp()[:, None].expand_as(advantages)
+    low = torch.as_tensor(1 - below, dtype=ratio.dtype)
+    high = torch.as_tensor(1 + (below if above is None else above), dtype=ratio.dtype)
+    free, held = -advantages * ratio, -advantages * ratio.minimum(high).maximum(low)
     return free.maximum(held).sum(1), (held > free).float().mean(1).detach()
+
+
+def masked(
+    log_ratio: Float[Tensor, " U"],
+    advantages: Float[Tensor, "U R"],
+    divergence: Float[Tensor, " U"],
+    divergence_range: float,
+) -> tuple[Float[Tensor, " U"], Float[Tensor, " U"]]:
+    """Flow-DPPO's loss -A rho (arXiv:2606.11025; Tencent-Hunyuan/UniRL), 0 where the divergence has reached its
+    range and the update would lead further away, and the share of rewards for which it is 0.
+    """
+    ratio = log_ratio.exp()[:, None].expand_as(advantages)
+    away = ((ratio > 1) & (advantages > 0)) | ((ratio < 1) & (advantages < 0))
+    dropped = (away & (divergence >= divergence_range)[:, None]).detach()
+    # Not a product with 0: a ratio may be infinite.
+    return torch.where(dropped, 0, -advantages * ratio).sum(1), dropped.float().mean(1)
+
+
+RatioKind = Literal["step", "unnormalized", "sum", "guard"]
+
+
+def _step(scalars: Mapping[str, Tensor], rows: Transitions) -> Tensor:
+    return scalars["log_prob"] - rows.old_log_prob
+
+
+def _unnormalized(scalars: Mapping[str, Tensor], rows: Transitions) -> Tensor:
+    return 2 * rows.std**2 * _step(scalars, rows)
+
+
+def _sum(scalars: Mapping[str, Tensor], rows: Transitions) -> Tensor:
+    return rows.x[0].numel() * _step(scalars, rows)
+
+
+def _guard(scalars: Mapping[str, Tensor], rows: Transitions) -> Tensor:
+    return scalars["along_noise"]
+
+
+LOG_RATIO: Mapping[RatioKind, Callable[[Mapping[str, Tensor], Transitions], Tensor]] = {
+    "step": _step,
+    "unnormalized": _unnormalized,
+    "sum": _sum,
+    "guard": _guard,
+}
+"""Of a step: `step` averages over d latent elements; `sum` is d times that, the true log-ratio; `unnormalized`
+drops 1 / (2 s^2) as Flow-CPS publishes it; `guard` is mean(delta z) with delta = mean - mean_old, without the
+negative bias -delta^2 / (2 s^2) and of one scale for all steps (GRPO-Guard, arXiv:2510.22319).
+"""
+
+
+def drift_scalars(rows: Transitions, now: Transition) -> dict[str, Float[Tensor, " B"]]:
+    """How far the mean has moved since the rollout, delta = mean - mean_old, averaged over latent elements:
+    `along_noise` is delta z with z the drawn noise, `divergence` is KL(old || now) = delta^2 / (2 s^2), and
+    `velocity_gap` is delta^2 / J^2 = (v - v_old)^2.
+    """
+    if rows.old_mean is None:
+        raise ValueError("the rollout kept no means; an objective that reads them says so by `keeps_mean`")
+    std, J = (over_latents(t, rows.x) for t in (now.std, now.J))
+    delta = now.mean - rows.old_mean
+    z = (rows.x_next - rows.old_mean) / std
+    return {
+        "along_noise": (delta * z).flatten(1).mean(1),
+        "divergence": (delta / std).square().flatten(1).mean(1) / 2,
+        "velocity_gap": (delta / J).square().flatten(1).mean(1),
+    }
 
 
 def _exact(rows: Transitions, now: Transition, reference: Transition) -> Tensor:

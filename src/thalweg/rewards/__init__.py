@@ -1,6 +1,6 @@
 """How good the result is: one file a reward, named scores out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from thalweg.core.errors import UserError
+from thalweg.core.forest import Forest, Scores
 from thalweg.core.names import nearest
 from thalweg.core.values import Prompt
 from thalweg.rewards.function import FunctionReward
@@ -45,6 +46,54 @@ def score(
 ) -> dict[str, Float[Tensor, " B"]]:
     """Every reward of every image, by name. NaN marks an image that a reward could not judge."""
     return {reward.name: reward.score(images, prompts).float() for reward in rewards}
+
+
+def finished(rewards: Sequence[Reward]) -> list[Reward]:
+    """Those that judge finished samples; the others judge states in the middle of denoising."""
+    return [reward for reward in rewards if not judges_steps(reward)]
+
+
+def judges_steps(reward: Reward) -> bool:
+    return False
+
+
+def score_steps(rewards: Sequence[Reward], forest: Forest) -> dict[str, tuple[Float[Tensor, " _"], ...]]:
+    """For every level, what each state that a trained step leads to is worth, NaN elsewhere."""
+    scores = {}
+    for reward in rewards:
+        if not judges_steps(reward):
+            continue
+        levels = []
+        for level in forest.levels:
+            values = torch.full((len(level.parent),), torch.nan)
+            node = level.trained.nonzero().flatten()
+            if len(node):
+                asked = [forest.prompts[i] for i in forest.roots.condition[level.root[node]].tolist()]
+                x = level.latents[level.row[node]]
+                with torch.no_grad():
+                    sigma = torch.full((len(node),), level.sigma, device=x.device)
+                    values[node] = reward.score_latents(x, sigma, asked).float().cpu()
+            levels.append(values)
+        scores[reward.name] = tuple(levels)
+    return scores
+
+
+def value_of(rewards: Sequence[Reward], name: str) -> Callable[[Tensor, Tensor, Sequence[Prompt]], Tensor]:
+    """(x, sigma, prompts) -> the named reward of noisy states, differentiable in x."""
+    return next(reward for reward in rewards if reward.name == name).score_latents
+
+
+def without_infinite(scores: Scores) -> Scores:
+    """The same scores with NaN in place of what is not finite."""
+
+    def known(values: Tensor) -> Tensor:
+        return values.where(values.isfinite(), torch.nan)
+
+    return Scores(
+        leaves={name: known(v) for name, v in scores.leaves.items()},
+        steps={name: tuple(known(v) for v in levels) for name, levels in scores.steps.items()},
+        probes={name: known(v) for name, v in scores.probes.items()},
+    )
 
 
 def weights_of(rewards: Sequence[Reward]) -> dict[str, float]:

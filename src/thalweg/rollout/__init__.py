@@ -1,7 +1,27 @@
 """Which randomness, at which steps: prompts in, a forest of trajectories out."""
 
-from thalweg.rollout.grow import Root, grow
-from thalweg.rollout.plans import AllSteps, Branch, Deterministic, Plan, Window
+from thalweg.rollout.explore import Explore, rank_agreement
+from thalweg.rollout.grow import grow
+from thalweg.rollout.guidance import Guidance, Value
+from thalweg.rollout.perturbation import Perturbation
+from thalweg.rollout.plans import AllSteps, Branch, Candidates, Deterministic, Plan, Tree, Window
+from thalweg.rollout.root import Root
 from thalweg.rollout.settings import Rollout
 
-__all__ = ["AllSteps", "Branch", "Deterministic", "Plan", "Rollout", "Root", "Window", "grow"]
+__all__ = [
+    "AllSteps",
+    "Branch",
+    "Candidates",
+    "Deterministic",
+    "Explore",
+    "Guidance",
+    "Perturbation",
+    "Plan",
+    "Rollout",
+    "Root",
+    "Tree",
+    "Value",
+    "Window",
+    "grow",
+    "rank_agreement",
+]

@@ -1,49 +1,39 @@
-"""Grow a forest: follow the plan's layout from initial noise to finished samples.
+"""Grow a forest: follow each root's layout from initial noise to finished samples.
 
 All rows at one noise level move together: one network pass for each node that has children, then a step of
-the kernel or the solver to each child. Shapes: n rows of a level, ... latent axes.
+the kernel or the solver to each child. Shapes: n rows of a level, r roots, ... latent axes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from thalweg.core.forest import Child, Forest, Layout, Leaves, Level
+from thalweg.core.forest import Child, Forest, Layout, Leaves, Level, Roots
 from thalweg.core.noise import Address, normals
 from thalweg.core.values import Condition, Prompt
 from thalweg.flow import Memory, Transition
 from thalweg.models.contract import Policy
+from thalweg.rollout.guidance import Value
+from thalweg.rollout.root import Root
 from thalweg.rollout.settings import Rollout
 
 LEAVES_PER_ROOT = 1 << 20
-"""Room for sample numbers: root r owns r * LEAVES_PER_ROOT and the numbers after it."""
-
-
-@dataclass(frozen=True)
-class Root:
-    """One initial noise of one prompt."""
-
-    prompt_slot: int
-    """Which of the iteration's prompts."""
-    seed_group: int
-    """Which of the prompt's initial noises."""
-    number: int
-    """Counts the roots of the iteration over all processes."""
-    condition: int
-    """Row of the prompt among those given to `grow`."""
+"""Room for the numbers of ends: root r owns r * LEAVES_PER_ROOT and the numbers after it, samples first."""
 
 
 @dataclass(frozen=True)
 class _Node:
     """A row of the frontier: the edge that led to it and the way from its root."""
 
-    root: Root
+    root: int
     child: Child
     path: tuple[int, ...] = ()
     fork_step: int = -1
+    start: tuple[int, int] = (-1, -1)
+    """Where a probe left the tree."""
 
 
 @torch.no_grad()
@@ -55,25 +45,40 @@ def grow(
     *,
     seed: int,
     iteration: int,
+    keep_mean: bool = False,
+    value: Value | None = None,
 ) -> Forest:
-    """The forest over `roots`, under the weights that `rollout` names."""
+    """The forest over `roots`, under the weights that `rollout` names.
+
+    `keep_mean` stores the means of trained edges; `value` is the reward that `rollout.guidance` climbs.
+    """
 
     def to_latent_precision(x: Tensor) -> Tensor:
         # What the network will see is what gets a probability and what is stored.
         return x.to(policy.latent_dtype).float()
 
-    layout, sigmas = rollout.layout(seed, iteration), rollout.sigmas()
+    sigmas = rollout.sigmas(seed, iteration)
+    slots = sorted({root.prompt_slot for root in roots})
+    of_slot = {slot: rollout.layout(seed, iteration, slot) for slot in slots}
+    layouts = [of_slot[root.prompt_slot] for root in roots]
     condition = policy.encode(prompts)
-    nodes = [_Node(root, Child(stochastic=False)) for root in roots]
+    rows = torch.tensor([root.condition for root in roots], dtype=torch.int64)
+    vary = rollout.perturbation
+    varied = vary.variants_of(policy, condition, roots, seed=seed, iteration=iteration) if vary else condition
+    nodes = [_Node(row, Child(stochastic=False)) for row in range(len(roots))]
     starts = [Address(seed, "initial", iteration, root.prompt_slot, root.seed_group) for root in roots]
     x = to_latent_precision(normals(starts, policy.latent_shape).to(policy.device))
-    levels = [_level(layout, 0, sigmas, nodes, torch.full((len(nodes),), -1), x, None)]
+    levels = [_level(layouts, 0, sigmas, nodes, torch.full((len(nodes),), -1), x, None, False)]
     memory: Memory = None
     with policy.weights.use(rollout.weights):
-        for step in range(len(layout)):
-            velocity = _velocity(policy, x, sigmas[step], condition, _conditions(nodes), rollout.micro_batch)
-            nodes, parents = _children(layout, nodes, step)
-            x, velocity = x[parents], velocity[parents]
+        for step in range(len(sigmas) - 1):
+            of_root = torch.tensor([node.root for node in nodes], dtype=torch.int64)
+            here = condition.index(rows[of_root])
+            if vary is not None:
+                here = vary.at(policy, here, varied.index(of_root), float(sigmas[step]))
+            nodes, parents = _children(layouts, nodes, step)
+            velocity = _velocity(policy, x, sigmas[step], here, parents, rollout.micro_batch)
+            x = x[parents]
             memory = None if memory is None else {name: kept[parents] for name, kept in memory.items()}
             x_next, memory = rollout.solver.step(
                 x, velocity, float(sigmas[step]), float(sigmas[step + 1]), memory
@@ -81,35 +86,63 @@ def grow(
             drawn = [row for row, node in enumerate(nodes) if node.child.stochastic]
             transition = None
             if rollout.kernel is not None and drawn:
-                transition = rollout.kernel.transition(x, velocity, sigmas[step], sigmas[step + 1])
-                addresses = [_draw(nodes[row], seed, iteration, step) for row in drawn]
+                transition = _transition(rollout, nodes, x, velocity, sigmas[step], sigmas[step + 1])
+                addresses = [_draw(roots, nodes[row], seed, iteration, step) for row in drawn]
                 noise = torch.zeros_like(x)
                 noise[drawn] = normals(addresses, policy.latent_shape).to(x.device)
                 x_next[drawn] = transition.sample(noise)[drawn]
+                if rollout.guidance is not None and value is not None and rollout.guidance.acts(step):
+                    asked = [prompts[roots[nodes[row].root].condition] for row in drawn]
+                    directions = normals([replace(a, purpose="guidance") for a in addresses], x.shape[1:])
+                    x_next[drawn] += rollout.guidance.shift(
+                        value,
+                        x[drawn],
+                        float(sigmas[step]),
+                        float(sigmas[step + 1]),
+                        asked,
+                        directions.to(x.device),
+                    )
             x = to_latent_precision(x_next)
-            levels.append(_level(layout, step + 1, sigmas, nodes, parents, x, transition))
-    return Forest(tuple(levels), _leaves(nodes), tuple(prompts), condition, _conditions(nodes))
+            levels.append(_level(layouts, step + 1, sigmas, nodes, parents, x, transition, keep_mean))
+    return _forest(levels, nodes, roots, prompts, condition)
 
 
 def _velocity(
-    policy: Policy, x: Tensor, sigma: Tensor, condition: Condition, rows: Tensor, micro_batch: int
+    policy: Policy, x: Tensor, sigma: Tensor, here: Condition, parents: Tensor, micro_batch: int
 ) -> Tensor:
-    if len(x) == 0:
-        return x
-    chunks = zip(x.split(micro_batch), rows.split(micro_batch), strict=True)
-    return torch.cat([policy.velocity(c, sigma.expand(len(c)), condition.index(r)) for c, r in chunks])
+    """The velocity at each child's parent: one pass for each node that has children."""
+    passing, of_child = torch.unique(parents, return_inverse=True)
+    if len(passing) == 0:
+        return x[passing]
+    velocity = torch.cat(
+        [policy.velocity(x[p], sigma.expand(len(p)), here.index(p)) for p in passing.split(micro_batch)]
+    )
+    return velocity[of_child]
 
 
-def _conditions(nodes: Sequence[_Node]) -> Int64[Tensor, " n"]:
-    return torch.tensor([node.root.condition for node in nodes], dtype=torch.int64)
+def _transition(
+    rollout: Rollout, nodes: Sequence[_Node], x: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor
+) -> Transition:
+    assert rollout.kernel is not None
+    factor, spread = (
+        torch.tensor([getattr(node.child, name) for node in nodes], device=x.device)
+        for name in ("noise", "spread")
+    )
+    if bool((factor == 1).all()):
+        step = rollout.kernel.transition(x, velocity, sigma, sigma_next)
+    else:
+        step = rollout.kernel.transition(x, velocity, sigma, sigma_next, noise_factor=factor)
+    return step if bool((spread == 1).all()) else step.spread(spread)
 
 
-def _draw(node: _Node, seed: int, iteration: int, step: int) -> Address:
-    root = node.root
+def _draw(roots: Sequence[Root], node: _Node, seed: int, iteration: int, step: int) -> Address:
+    root = roots[node.root]
     return Address(seed, "transition", iteration, root.prompt_slot, root.seed_group, node.path, step)
 
 
-def _children(layout: Layout, nodes: Sequence[_Node], step: int) -> tuple[list[_Node], Int64[Tensor, " n"]]:
+def _children(
+    layouts: Sequence[Layout], nodes: Sequence[_Node], step: int
+) -> tuple[list[_Node], Int64[Tensor, " n"]]:
     """The next level's nodes, siblings side by side, and the row of each one's parent.
 
     Only drawn siblings lengthen the path: an only child keeps its parent's, so that a branch factor of 1 is a
@@ -117,24 +150,32 @@ def _children(layout: Layout, nodes: Sequence[_Node], step: int) -> tuple[list[_
     """
     grown, parents = [], []
     for row, node in enumerate(nodes):
-        children = layout[step][node.child.role]
+        children = layouts[node.root][step][node.child.role]
         forks = sum(child.stochastic for child in children) > 1
         for number, child in enumerate(children):
-            path = (*node.path, number) if forks and child.stochastic else node.path
-            fork_step = step if forks and child.stochastic else node.fork_step
-            grown.append(_Node(node.root, child, path, fork_step))
+            is_branch = forks and child.stochastic
+            grown.append(
+                _Node(
+                    node.root,
+                    child,
+                    (*node.path, number) if is_branch else node.path,
+                    step if is_branch else node.fork_step,
+                    (step, row) if child.probe and not node.child.probe else node.start,
+                )
+            )
             parents.append(row)
     return grown, torch.tensor(parents, dtype=torch.int64)
 
 
 def _level(
-    layout: Layout,
+    layouts: Sequence[Layout],
     at: int,
     sigmas: Float[Tensor, " M"],
     nodes: Sequence[_Node],
     parents: Int64[Tensor, " n"],
     x: Float[Tensor, "n ..."],
     transition: Transition | None,
+    keep_mean: bool,
 ) -> Level:
     """The level at noise level `at`, keeping the states that credit or training will read."""
     trained = torch.tensor([node.child.trained for node in nodes], dtype=torch.bool)
@@ -148,13 +189,17 @@ def _level(
         k, std = torch.where(drawn, transition.k.cpu(), k), torch.where(drawn, transition.std.cpu(), std)
         if bool(trained.any()):
             log_prob = torch.where(trained, transition.log_prob(x).cpu(), log_prob)
-    is_leaf = at == len(layout)
-    starts = [not is_leaf and any(child.trained for child in layout[at][node.child.role]) for node in nodes]
-    kept = trained | torch.tensor(starts, dtype=torch.bool) | is_leaf
+    is_last = at == len(sigmas) - 1
+    below = [() if is_last else layouts[node.root][at][node.child.role] for node in nodes]
+    kept = trained | torch.tensor(
+        [not children or any(child.trained for child in children) for children in below], dtype=torch.bool
+    )
     row = torch.where(kept, kept.long().cumsum(0) - 1, -1)
     return Level(
         sigma=float(sigmas[at]),
         parent=parents,
+        root=torch.tensor([node.root for node in nodes], dtype=torch.int64),
+        end=torch.tensor([-1 if children else 0 for children in below], dtype=torch.int64),
         trained=trained,
         k=k,
         std=std,
@@ -162,17 +207,50 @@ def _level(
         latents=x if bool(kept.all()) else x[kept.to(x.device)],
         row=row,
         depth=torch.tensor([len(node.path) for node in nodes], dtype=torch.int64),
+        mean=transition.mean[trained.to(x.device)] if keep_mean and transition is not None else None,
     )
 
 
-def _leaves(nodes: Sequence[_Node]) -> Leaves:
-    numbers, seen = [], dict[int, int]()
-    for node in nodes:
-        index = seen[node.root.number] = seen.get(node.root.number, -1) + 1
-        numbers.append(node.root.number * LEAVES_PER_ROOT + index)
-    return Leaves(
-        prompt_slot=torch.tensor([node.root.prompt_slot for node in nodes], dtype=torch.int64),
-        seed_group=torch.tensor([node.root.seed_group for node in nodes], dtype=torch.int64),
-        fork_step=torch.tensor([node.fork_step for node in nodes], dtype=torch.int64),
-        sample=torch.tensor(numbers, dtype=torch.int64),
+def _forest(
+    levels: Sequence[Level],
+    nodes: Sequence[_Node],
+    roots: Sequence[Root],
+    prompts: Sequence[Prompt],
+    condition: Condition,
+) -> Forest:
+    """Number the ends and sort the last level's nodes into samples and probes."""
+
+    def column(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64)
+
+    leaves = [row for row, node in enumerate(nodes) if not node.child.probe]
+    probes = [row for row, node in enumerate(nodes) if node.child.probe]
+    used = dict.fromkeys(range(len(roots)), 0)
+    # Samples first, so that side ways change no sample's number.
+    order = [(len(levels) - 1, leaves), (len(levels) - 1, probes)]
+    order += [(at, (level.end == 0).nonzero().flatten().tolist()) for at, level in enumerate(levels[:-1])]
+    for at, rows in order:
+        for row in rows:
+            root = int(levels[at].root[row])
+            levels[at].end[row] = roots[root].number * LEAVES_PER_ROOT + used[root]
+            used[root] += 1
+    of = [roots[nodes[row].root] for row in leaves]
+    return Forest(
+        levels=tuple(levels),
+        roots=Roots(
+            prompt_slot=column([root.prompt_slot for root in roots]),
+            seed_group=column([root.seed_group for root in roots]),
+            condition=column([root.condition for root in roots]),
+        ),
+        leaves=Leaves(
+            prompt_slot=column([root.prompt_slot for root in of]),
+            seed_group=column([root.seed_group for root in of]),
+            fork_step=column([nodes[row].fork_step for row in leaves]),
+            sample=levels[-1].end[leaves],
+        ),
+        prompts=tuple(prompts),
+        condition=condition,
+        leaf_node=column(leaves),
+        probe_node=column(probes),
+        probe_start=column([list(nodes[row].start) for row in probes]).view(-1, 2),  # type: ignore[arg-type]
     )

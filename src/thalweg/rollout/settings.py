@@ -1,5 +1,6 @@
 """The `rollout` section of a recipe: how many samples, over which noise levels, with which randomness."""
 
+import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -9,7 +10,10 @@ from thalweg.core.noise import Address
 from thalweg.core.part import Part
 from thalweg.flow import Euler, Heun, Kernel, Schedule, Shifted, Solver
 from thalweg.models.weights import POLICY
-from thalweg.rollout.plans import Plan
+from thalweg.rollout.explore import Explore
+from thalweg.rollout.guidance import Guidance
+from thalweg.rollout.perturbation import Perturbation
+from thalweg.rollout.plans import Plan, last_drawn, with_probes
 
 
 class Rollout(Part):
@@ -29,6 +33,18 @@ class Rollout(Part):
     """The density that stochastic steps are drawn from; none for a deterministic plan."""
     solver: Solver = Euler()
     """What takes the deterministic steps."""
+    tail: float | None = Field(default=None, gt=0, le=1)
+    """Shorten what follows the last drawn step: after it, N' = max(int(tail (N - L)), 2) - 1 steps for a last
+    drawn step L (MixGRPO-Flash, arXiv:2507.21802); None leaves the schedule.
+    """
+    probes: bool = False
+    """Follow every state of a drawn step to its end without noise, to score what it is worth (DenseGRPO)."""
+    guidance: Guidance | None = None
+    """Steer drawn steps by the gradient of a reward of noisy states (Euphonium)."""
+    perturbation: Perturbation | None = None
+    """Sample under varied conditions; training sees the original one (E2PO)."""
+    explore: Explore | None = None
+    """Choose the initial noises of an iteration among many by cheap samples (Sol-RL)."""
     weights: str = POLICY
     """The named weights that act."""
     micro_batch: int = Field(default=64, ge=1)
@@ -56,6 +72,25 @@ class Rollout(Part):
                 "solver 'heun' takes two calls a step, which a plan that draws steps cannot split; "
                 "use euler or dpm_solver"
             )
+        if self.tail is not None and (not self.plan.stochastic or self._per_prompt):
+            raise ValueError(
+                "tail shortens what follows the last drawn step, one for all prompts; give a plan that draws "
+                "steps, without per_prompt, or leave tail out"
+            )
+        if self.guidance is not None and not self.plan.stochastic:
+            raise ValueError(
+                f"guidance steers drawn steps, and the plan '{self.plan.kind}' draws none; leave it out"
+            )
+        if self.probes and not self.plan.stochastic:
+            raise ValueError(
+                f"probes score the states of drawn steps, and the plan '{self.plan.kind}' draws none; leave "
+                "them out"
+            )
+        if self.explore is not None and self.explore.pool < self.num_roots:
+            raise ValueError(
+                f"explore.pool={self.explore.pool}: fewer than the {self.num_roots} initial noises that are "
+                "chosen from it; give more"
+            )
         self.layout(0, 0)
         return self
 
@@ -64,18 +99,39 @@ class Rollout(Part):
         """Initial noises of one prompt."""
         return self.seed_groups or self.group_size
 
-    def sigmas(self) -> Float[Tensor, " M"]:
+    @property
+    def _per_prompt(self) -> bool:
+        return bool(getattr(self.plan, "per_prompt", False))
+
+    def sigmas(self, seed: int = 0, iteration: int = 0) -> Float[Tensor, " M"]:
         """Noise levels at which the network is called, and the final 0."""
-        return self.solver.grid(self.schedule.sigmas(self.steps))
+        if self.tail is None:
+            return self.solver.grid(self.schedule.sigmas(self.steps))
+        last = last_drawn(self._planned(seed, iteration, 0))
+        points = max(int((self.steps - last) * self.tail), 2)
+        u = torch.linspace(1 - (last + 1) / self.steps, 0, points, dtype=torch.float64)[1:]
+        return torch.cat([self.schedule.sigmas(self.steps)[: last + 2], self.schedule.warp(u).float()])
 
-    def layout(self, seed: int, iteration: int) -> Layout:
-        """What grows from each root in an iteration."""
-        steps = len(self.sigmas()) - 1
-        return self.plan.layout(
-            steps, self.group_size // self.num_roots, Address(seed, "selection", iteration)
-        )
+    def layout(self, seed: int, iteration: int, prompt_slot: int = 0) -> Layout:
+        """What grows from each root of a prompt in an iteration."""
+        layout = self._planned(seed, iteration, prompt_slot)
+        if self.tail is not None:
+            steps = len(self.sigmas(seed, iteration)) - 1
+            head = last_drawn(layout) + 1
+            layout = (*layout[:head], *layout[-1:] * (steps - head))
+        return with_probes(layout) if self.probes else layout
 
-    def passes_per_prompt(self, seed: int, iteration: int) -> tuple[int, int]:
-        """(network passes, trained edges) of one prompt's samples in an iteration."""
-        passes, trained, _ = count_passes(self.layout(seed, iteration))
-        return passes * self.num_roots, trained * self.num_roots
+    def passes(self, seed: int, iteration: int, prompts: int) -> tuple[int, int]:
+        """(network passes, trained edges) of an iteration with that many prompts; what exploring takes is not
+        in it.
+        """
+        slots = range(prompts) if self._per_prompt else (0,)
+        counts = [count_passes(self.layout(seed, iteration, slot)) for slot in slots]
+        times = self.num_roots * prompts // len(slots)
+        return sum(passes for passes, _, _ in counts) * times, sum(n for _, n, _ in counts) * times
+
+    def _planned(self, seed: int, iteration: int, prompt_slot: int) -> Layout:
+        steps = self.steps if self.tail is not None else len(self.sigmas()) - 1
+        slot = prompt_slot if self._per_prompt else 0
+        draw = Address(seed, "selection", iteration, slot)
+        return self.plan.layout(steps, self.group_size // self.num_roots, draw)

@@ -10,7 +10,7 @@ Shapes: B rows, U units.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from thalweg.core.processes import Processes
 from thalweg.core.values import Condition, Metrics, Samples, Transitions
 from thalweg.models.contract import Policy
+from thalweg.objectives import ClippedRatio
 from thalweg.objectives.contract import ObjectiveContract, Scalars
 
 Rows = Transitions | Samples
@@ -122,6 +123,36 @@ def recompute_log_probs(
     return torch.cat(
         [measure(objective, policy, part, condition)["log_prob"] for part in _split(rows, micro_batch)]
     )
+
+
+def on_training_path(
+    objective: ObjectiveContract,
+    policy: Policy,
+    rows: Rows,
+    condition: Condition,
+    micro_batch: int,
+    processes: Processes,
+) -> tuple[Rows, Metrics]:
+    """The rows as training sees them before its first update, and how far the rollout was from that: where the
+    objective asks for it, log-probs computed again, and rows weighed by the difference.
+    """
+    if not isinstance(objective, ClippedRatio) or not isinstance(rows, Transitions):
+        return rows, {}
+    if objective.old_log_prob == "stored":
+        return rows, {}
+    if len(rows):
+        rows = replace(
+            rows, old_log_prob=recompute_log_probs(objective, policy, rows, condition, micro_batch)
+        )
+    gap = (rows.old_log_prob - rows.behaviour_log_prob).abs().double()
+    sums = torch.tensor([float(gap.sum()), float(len(gap)), 0.0], dtype=torch.float64)
+    if objective.correction is not None and len(rows):
+        weight, keep = objective.correction.apply(rows)
+        rows = replace(rows, advantages=rows.advantages * (weight * keep)[:, None])
+        sums[2] = float((~keep).sum())
+    processes.add([sums])
+    count = max(float(sums[1]), 1.0)
+    return rows, {"correction/gap": float(sums[0]) / count, "correction/rejected": float(sums[2]) / count}
 
 
 def _split(rows: Rows, micro_batch: int) -> Iterator[Rows]:

@@ -7,6 +7,7 @@ is killed at, every folder with a number for a name is complete.
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from thalweg.core.errors import UserError
 from thalweg.models.weights import POLICY, NamedWeights
 
 FORMAT = 1
+REPLAY = "replay.safetensors"
 
 
 @dataclass
@@ -41,9 +43,14 @@ class State:
 
 
 def save(
-    folder: Path, state: State, weights: NamedWeights, optimizer: torch.optim.Optimizer, recipe: str
+    folder: Path,
+    state: State,
+    weights: NamedWeights,
+    optimizer: torch.optim.Optimizer,
+    recipe: str,
+    held: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write checkpoint `state.iteration` of the run, unless it is there."""
+    """Write checkpoint `state.iteration` of the run, unless it is there; `held` is the replay buffer."""
     final = folder / f"{state.iteration:08d}"
     if final.exists():
         return final
@@ -57,6 +64,8 @@ def save(
                 tensors, partial / f"weights.{name}.safetensors", {"format": str(FORMAT), "recipe": recipe}
             )
         save_file(_optimizer_tensors(weights, optimizer), partial / "optimizer.safetensors")
+        if held:
+            save_file({n: t.detach().cpu().contiguous() for n, t in held.items()}, partial / REPLAY)
         (partial / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1))
         for file in partial.iterdir():
             _flush(file)
@@ -99,6 +108,11 @@ def load(path: Path, weights: NamedWeights, optimizer: torch.optim.Optimizer) ->
                 key: t.to(parameter.device) if t.ndim else t for key, t in moments.items()
             }
     return state
+
+
+def replayed(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's replay buffer; none where it was empty."""
+    return _read(path / REPLAY) if (path / REPLAY).exists() else {}
 
 
 def read_state(path: Path) -> State:

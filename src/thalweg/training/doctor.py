@@ -9,10 +9,11 @@ import torch
 
 from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
-from thalweg.rewards import score, total, weights_of
+from thalweg.rewards import finished, total, weights_of
 from thalweg.training.backward import backward, recompute_log_probs
+from thalweg.training.collect import collect, judge
 from thalweg.training.data import draw_prompts, load_prompts
-from thalweg.training.loop import collect, load_policy
+from thalweg.training.loop import load_policy
 from thalweg.training.plan import batch_plan
 from thalweg.training.recipe import Recipe
 
@@ -33,15 +34,15 @@ def examine(recipe: Recipe) -> list[Finding]:
     plan = batch_plan(recipe, policy)
     prompts = load_prompts(recipe.data.prompts, recipe.model.world)
     before = policy.passes.evaluations
-    forest = collect(recipe, policy, draw_prompts(prompts, recipe.data, recipe.seed, 0), alone, 0)
+    forest = collect(recipe, policy, draw_prompts(prompts, recipe.data, recipe.seed, 0), alone, 0).forest
     passes = policy.passes.evaluations - before
-    scores = score(recipe.rewards, policy.decode(forest.latents), forest.leaf_prompts)
-    advantages = recipe.credit.advantages(scores, weights_of(recipe.rewards), forest.leaves)
+    scores = judge(recipe, policy, forest)
+    advantages = recipe.credit.assign(forest, scores, weights_of(recipe.rewards), alone)
     rows = recipe.objective.experience(forest, advantages, seed=recipe.seed, iteration=0)
     rows = replace(rows, weight=torch.ones(len(rows)))
     findings = [
         Finding("rollout passes", f"{passes}, planned {plan.rollout_passes}", passes == plan.rollout_passes),
-        *_groups(recipe, forest.leaves, total(scores, recipe.rewards)),
+        *_groups(recipe, forest.leaves, total(scores.leaves, finished(recipe.rewards))),
     ]
     if isinstance(rows, Transitions):
         findings += _replay(recipe, policy, rows, forest)

@@ -1,5 +1,6 @@
 """The training loop: collect, judge, credit, learn. Every noun is a value that can be printed."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,25 +11,27 @@ import torch
 
 from thalweg.core.denormals import flushed_denormals
 from thalweg.core.errors import UserError
-from thalweg.core.forest import Forest, Leaves
+from thalweg.core.forest import Leaves
 from thalweg.core.noise import Address
 from thalweg.core.processes import Processes, connect, disconnect
-from thalweg.core.values import Metrics, Prompt, Transitions
+from thalweg.core.values import Condition, Metrics, Prompt, Transitions
 from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
 from thalweg.models import Policy
-from thalweg.rewards import require_finite, score, total, weights_of
+from thalweg.objectives import ChunkRatio, ClippedRatio
+from thalweg.rewards import finished, require_finite, total, weights_of, without_infinite
 from thalweg.rewards.world import WorldReward
-from thalweg.rollout import Root, grow
 from thalweg.training import checkpoint
-from thalweg.training.backward import Report, Rows, backward, recompute_log_probs
+from thalweg.training.backward import Report, Rows, backward, on_training_path
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
+from thalweg.training.collect import agreement, collect, judge
 from thalweg.training.data import draw_prompts, load_prompts, require_judged
 from thalweg.training.memory import peak_megabytes
 from thalweg.training.optimise import make_optimizer, update
 from thalweg.training.plan import batch_plan
 from thalweg.training.recipe import Recipe
+from thalweg.training.replay import ReplayBuffer, mixed
 from thalweg.training.run import RunFolder, command_line, default_folder
 from thalweg.training.stop import StopRequest
 from thalweg.training.trackers import Trackers, require_installed
@@ -89,7 +92,8 @@ def _run(
     processes.wait()
 
     with folder.locked(), flushed_denormals(), StopRequest() as stop:
-        state = _restore(recipe, folder, policy, optimizer)
+        buffer = ReplayBuffer()
+        state = _restore(recipe, folder, policy, optimizer, buffer)
         folder.write_recipe(recipe)  # only now: overrides that do not fit leave the run as it was
         clock, trackers = Clock(), Trackers(recipe, folder.path if folder.writes else None)
         stop.start_counting(state.seconds)
@@ -107,7 +111,7 @@ def _run(
         stopping = state.iteration >= recipe.iterations
         while not stopping:
             started, cpu_started = stop.seconds(), time.process_time()
-            metrics = iterate(recipe, policy, optimizer, prompts, processes, state, clock)
+            metrics = iterate(recipe, policy, optimizer, prompts, processes, state, buffer, clock)
             state.cpu_seconds += time.process_time() - cpu_started
             spent = {"time/cpu": state.cpu_seconds}
             speed = {"samples_per_second": metrics["samples"] / (stop.seconds() - started)}
@@ -123,7 +127,7 @@ def _run(
             is_best = recipe.run.keep_best and state.best_iteration == state.iteration
             if stopping or is_best or state.iteration % recipe.run.save_every == 0:
                 with clock.stage("save"):
-                    _save(recipe, folder, state, policy, optimizer, stop.seconds())
+                    _save(recipe, folder, state, policy, optimizer, buffer, stop.seconds())
                 processes.wait()
         trackers.close()
         if folder.writes:
@@ -138,29 +142,29 @@ def iterate(
     prompts: Sequence[Any],
     processes: Processes,
     state: State,
+    buffer: ReplayBuffer,
     clock: Clock,
 ) -> Metrics:
     """One iteration: what `train` does again and again. Leaves `state` one further."""
     before = (policy.passes.evaluations, policy.passes.backwards)
     with clock.stage("rollout"):
         asked = draw_prompts(tuple(prompts), recipe.data, recipe.seed, state.iteration)
-        forest = collect(recipe, policy, asked, processes, state.iteration)
+        collected = collect(recipe, policy, asked, processes, state.iteration)
+        forest = collected.forest
     with clock.stage("reward"):
-        scores = score(recipe.rewards, policy.decode(forest.latents), forest.leaf_prompts)
+        scores = judge(recipe, policy, forest)
         if recipe.run.invalid_rewards == "raise":
-            require_finite(scores, forest.leaf_prompts)
-        scores = {name: values.where(values.isfinite(), torch.nan) for name, values in scores.items()}
+            require_finite(scores.leaves, forest.leaf_prompts)
+        scores = without_infinite(scores)
     with clock.stage("credit"):
-        everyone = processes.gather(vars(forest.leaves) | scores)
+        advantages = recipe.credit.assign(forest, scores, weights_of(recipe.rewards), processes)
+        rows = recipe.objective.experience(forest, advantages, seed=recipe.seed, iteration=state.iteration)
+        rows = recipe.selection.select(rows, seed=recipe.seed, iteration=state.iteration, processes=processes)
+        everyone = processes.gather(vars(forest.leaves) | scores.leaves)
         leaves = Leaves(**{name: everyone.pop(name) for name in vars(forest.leaves)})
-        advantages = recipe.credit.advantages(everyone, weights_of(recipe.rewards), leaves)
-        mine = torch.isin(leaves.sample, forest.leaves.sample)
-        rows = recipe.objective.experience(
-            forest, advantages[mine], seed=recipe.seed, iteration=state.iteration
-        )
-        rows = recipe.credit.select(rows, seed=recipe.seed, iteration=state.iteration)
     with clock.stage("update"):
-        learned = learn(recipe, policy, optimizer, forest, rows, leaves, processes, state)
+        rows, condition = with_replayed(recipe, rows, forest.condition, buffer, processes, state.iteration)
+        learned = learn(recipe, policy, optimizer, rows, condition, processes, state)
     state.iteration += 1
     after_iteration(policy.weights, recipe.weights, state.iteration)
     passes = torch.tensor([policy.passes.evaluations - before[0], policy.passes.backwards - before[1]])
@@ -169,54 +173,39 @@ def iterate(
     state.backwards += int(passes[1])
     return {
         **summarise(recipe, everyone, leaves),
+        **agreement(collected, scores.leaves, recipe.rewards, processes),
         **learned,
         "skipped_updates": state.skipped_updates,
-        "clip_nats": getattr(recipe.objective, "clip_range", 0.0)
-        * float(torch.tensor(policy.latent_shape).prod()),
+        **clip_metrics(recipe, policy),
         "processes": processes.count,
         "samples": len(leaves),
         "samples_local": len(forest.leaves),
     }
 
 
-def collect(
-    recipe: Recipe, policy: Policy, asked: Sequence[Any], processes: Processes, iteration: int
-) -> Forest:
-    """This process's part of the iteration's forest."""
-    roots = _roots(recipe)
-    mine = [roots[i] for i in processes.share(len(roots))]
-    slots = sorted({root.prompt_slot for root in mine})
-    mine = [replace(root, condition=slots.index(root.prompt_slot)) for root in mine]
-    return grow(
-        policy, [asked[s] for s in slots], mine, recipe.rollout, seed=recipe.seed, iteration=iteration
-    )
-
-
 def learn(
     recipe: Recipe,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
-    forest: Forest,
     rows: Rows,
-    leaves: Leaves,
+    condition: Condition,
     processes: Processes,
     state: State,
 ) -> Metrics:
     """Split the rows into updates by sample, the same way on any number of processes, and take them."""
     optim, report, deviation, norms = recipe.optim, Report(), 0.0, list[float]()
-    if isinstance(rows, Transitions) and getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
-        again = recompute_log_probs(recipe.objective, policy, rows, forest.condition, optim.micro_batch)
-        rows = replace(rows, old_log_prob=again)
-    order = leaves.sample[Address(recipe.seed, "order", state.iteration, path=(1,)).permutation(len(leaves))]
+    rows, corrected = on_training_path(
+        recipe.objective, policy, rows, condition, optim.micro_batch, processes
+    )
+    samples = processes.gather({"sample": rows.sample})["sample"].unique()
+    order = samples[Address(recipe.seed, "order", state.iteration, path=(1,)).permutation(len(samples))]
     for samples in order.tensor_split(optim.updates_per_iteration):
         part = rows.index(torch.isin(rows.sample, samples))
         weight = part.weight.double().sum()[None]
         processes.add([weight])
         if float(weight) == 0:
             continue
-        done = backward(
-            recipe.objective, policy, part, forest.condition, optim.micro_batch, 1 / float(weight)
-        )
+        done = backward(recipe.objective, policy, part, condition, optim.micro_batch, 1 / float(weight))
         norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
         if not norms:
             deviation = done.ratio_deviation
@@ -232,15 +221,45 @@ def learn(
                 "not finite; lower optim.learning_rate and resume"
             )
         after_update(policy.weights, recipe.weights, state.updates)
-    return report.means(processes, deviation) | {
-        "grad_norm": sum(norms) / max(len(norms), 1),
-        "updates": len(norms),
-    }
+    return (
+        report.means(processes, deviation)
+        | corrected
+        | {
+            "grad_norm": sum(norms) / max(len(norms), 1),
+            "updates": len(norms),
+        }
+    )
+
+
+def with_replayed(
+    recipe: Recipe,
+    rows: Rows,
+    condition: Condition,
+    buffer: ReplayBuffer,
+    processes: Processes,
+    iteration: int,
+) -> tuple[Rows, Condition]:
+    """The rows and some of earlier iterations, where the recipe replays; today's best go into the buffer."""
+    if recipe.replay is None or not isinstance(rows, Transitions):
+        return rows, condition
+    fresh = processes.gather({"sample": rows.sample})["sample"].unique()
+    draw = Address(recipe.seed, "selection", iteration, path=(4,))
+    again, given = buffer.draw(int(recipe.replay.fraction * len(fresh)), draw, processes, len(condition))
+    buffer.admit(rows, condition, recipe.replay, iteration, processes)
+    return mixed(rows, condition, again, given)
+
+
+def clip_metrics(recipe: Recipe, policy: Policy) -> Metrics:
+    """The clip range in nats of the log-ratio summed over latents, for objectives that clip."""
+    if not isinstance(recipe.objective, ClippedRatio | ChunkRatio):
+        return {}
+    elements = math.prod(policy.latent_shape)
+    return {"clip_nats": recipe.objective.clip_of(elements) * elements}
 
 
 def summarise(recipe: Recipe, scores: dict[str, torch.Tensor], leaves: Leaves) -> Metrics:
     """What an iteration's rewards say, over all processes."""
-    reward = total(scores, recipe.rewards).double()
+    reward = total(scores, finished(recipe.rewards)).double()
     groups = recipe.credit.groups(leaves)
     valid = ~reward.isnan()
     flat = [not bool((reward[(groups == g) & valid].diff() != 0).any()) for g in range(int(groups.max()) + 1)]
@@ -299,15 +318,6 @@ def load_policy(recipe: Recipe, *, is_saved: bool = False) -> Policy:
     return policy
 
 
-def _roots(recipe: Recipe) -> list[Root]:
-    per_prompt = recipe.rollout.num_roots
-    return [
-        Root(prompt_slot=slot, seed_group=group, number=slot * per_prompt + group, condition=slot)
-        for slot in range(recipe.data.prompts_per_iteration)
-        for group in range(per_prompt)
-    ]
-
-
 def _is_spent(recipe: Recipe, state: State, seconds: float) -> bool:
     """Whether the run has had all that its recipe gives it."""
     time_limit, cpu_limit = recipe.run.max_seconds, recipe.run.max_cpu_seconds
@@ -318,10 +328,18 @@ def _is_spent(recipe: Recipe, state: State, seconds: float) -> bool:
     )
 
 
-def _restore(recipe: Recipe, folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer) -> State:
+def _restore(
+    recipe: Recipe,
+    folder: RunFolder,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    buffer: ReplayBuffer,
+) -> State:
     done = checkpoint.complete(folder.checkpoints)
     with torch.no_grad():
         state = checkpoint.load(done[-1], policy.weights, optimizer) if done else State()
+    if done and recipe.replay is not None:
+        buffer.restore(checkpoint.replayed(done[-1]), policy.latent_shape, str(done[-1]))
     folder.forget_after(state.iteration if done else -1)
     if state.iteration < recipe.iterations:
         folder.forget_evaluations_between(recipe.evaluation.every)
@@ -334,10 +352,12 @@ def _save(
     state: State,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
+    buffer: ReplayBuffer,
     seconds: float,
 ) -> None:
     state.seconds = seconds
     if folder.writes:
-        checkpoint.save(folder.checkpoints, state, policy.weights, optimizer, recipe.name)
+        held = buffer.tensors()
+        checkpoint.save(folder.checkpoints, state, policy.weights, optimizer, recipe.name, held)
         best = state.best_iteration if recipe.run.keep_best else None
         checkpoint.prune(folder.checkpoints, recipe.run.keep_last, best)

@@ -46,23 +46,30 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
             f"{recipe.rollout.num_roots} initial "
             f"noises do not split over {processes} processes: their product must be a multiple of {processes}"
         )
-    passes, trained = recipe.rollout.passes_per_prompt(recipe.seed, 0)
+    passes, trained = recipe.rollout.passes(recipe.seed, 0, recipe.data.prompts_per_iteration)
+    if recipe.rollout.explore is not None:
+        explore = recipe.rollout.explore
+        looks = len(recipe.rollout.solver.grid(recipe.rollout.schedule.sigmas(explore.steps))) - 1
+        passes += recipe.data.prompts_per_iteration * explore.pool * looks
     samples = recipe.data.prompts_per_iteration * recipe.rollout.group_size
     levels = getattr(recipe.objective, "sigmas", None)
-    of_sample = trained // recipe.rollout.group_size
     if levels is None:
-        of_sample = max(1, int(recipe.credit.trained_fraction * of_sample))
+        of_sample = trained / samples
+        if recipe.selection.trained_fraction < 1:
+            of_sample = max(1, int(recipe.selection.trained_fraction * of_sample))
     else:
         of_sample = levels.num_sigmas
-    rows, anchors = samples * of_sample, len(recipe.objective.anchors)
+    rows, anchors = round(samples * of_sample), len(recipe.objective.anchors)
+    if recipe.selection.best_of is not None:
+        rows = rows * min(recipe.selection.best_of, recipe.rollout.group_size) // recipe.rollout.group_size
     others = rows * anchors
     if recipe.objective.unit != "row":
         # Units wider than a micro-batch take two sweeps, each with the anchors' passes.
-        updates = (len(part) * of_sample // processes for part in _parts(samples, recipe))
+        updates = (round(len(part) * of_sample) // processes for part in _parts(samples, recipe))
         others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (1 + anchors)
     if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
         others += rows * (1 + anchors)
-    states = 2 * trained * recipe.data.prompts_per_iteration if levels is None else 2 * rows
+    states = (3 if recipe.objective.keeps_mean else 2) * trained if levels is None else 2 * rows
     size = math.prod(policy.latent_shape) * torch.float32.itemsize
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
     return BatchPlan(
@@ -71,7 +78,7 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         processes=processes,
         roots_per_process=roots // processes,
         samples=samples,
-        rollout_passes=passes * recipe.data.prompts_per_iteration * policy.passes_per_velocity,
+        rollout_passes=passes * policy.passes_per_velocity,
         gradient_passes=rows * policy.passes_per_velocity,
         other_passes=others * policy.passes_per_velocity,
         updates=recipe.optim.updates_per_iteration,

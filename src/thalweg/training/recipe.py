@@ -14,14 +14,15 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveIn
 from thalweg.core.errors import UserError
 from thalweg.core.names import nearest
 from thalweg.core.part import Part
-from thalweg.credit import Credit
+from thalweg.credit import Credit, DenseCredit, GroupCredit, ProcessCredit, Selection, TreeCredit
 from thalweg.evaluation.benchmark import Evaluation
 from thalweg.models import POLICY, Model
-from thalweg.objectives import NFT, ChunkRatio, ClippedRatio, Objective
-from thalweg.rewards import Reward
-from thalweg.rollout import Branch, Rollout
+from thalweg.objectives import ChunkRatio, ClippedRatio, Objective
+from thalweg.rewards import Reward, judges_steps
+from thalweg.rollout import AllSteps, Candidates, Deterministic, Rollout, Tree, Window
 from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
+from thalweg.training.replay import Replay
 from thalweg.training.weight_rules import WeightRule
 
 
@@ -64,7 +65,11 @@ class Recipe(Part):
     data: Data = Data()
     rollout: Rollout
     rewards: tuple[Reward, ...]
-    credit: Credit = Credit()
+    credit: Credit = GroupCredit()
+    selection: Selection = Selection()
+    """Which of the collected rows are trained on."""
+    replay: Replay | None = None
+    """Train on samples of earlier iterations too."""
     objective: Objective
     optim: Optim
     evaluation: Evaluation = Evaluation()
@@ -144,6 +149,8 @@ def _across_sections(recipe: Recipe) -> list[str]:
     problems = []
     known = {POLICY, *recipe.weights}
     uses = {"rollout.weights": recipe.rollout.weights, "evaluation.weights": recipe.evaluation.weights}
+    if recipe.rollout.explore is not None:
+        uses["rollout.explore.weights"] = recipe.rollout.explore.weights
     uses |= {f"objective, weights '{name}'": name for name in recipe.objective.anchors}
     uses |= {f"weights.{name}.from": rule.source for name, rule in recipe.weights.items()}
     for place, name in uses.items():
@@ -162,22 +169,8 @@ def _across_sections(recipe: Recipe) -> list[str]:
         made.append(name)
     if isinstance(recipe.objective, ClippedRatio | ChunkRatio):
         problems += _densities(recipe)
-    if isinstance(recipe.objective, ChunkRatio) and (
-        recipe.credit.trained_fraction < 1 or isinstance(recipe.rollout.plan, Branch)
-    ):
-        problems.append(
-            "objective.kind: 'chunk_ratio' needs every sample to train the same steps in a row; use the plan "
-            "all_steps or window, and credit.trained_fraction=1"
-        )
-    if isinstance(recipe.objective, NFT) and recipe.credit.step_weight != "uniform":
-        problems.append(
-            "credit.step_weight: only trained steps have one; objective 'nft' trains whole samples"
-        )
-    if recipe.rollout.group_size < 2 and recipe.credit.std != "none":
-        problems.append(
-            f"rollout.group_size={recipe.rollout.group_size}: a group of one has no better and no "
-            "worse; give 2 or more"
-        )
+    problems += _credit_problems(recipe)
+    problems += _selection_problems(recipe)
     if recipe.evaluation.diversity_prompts and recipe.evaluation.diversity_group < 2:
         problems.append(
             f"evaluation.diversity_group={recipe.evaluation.diversity_group}: diversity is a distance of "
@@ -198,6 +191,109 @@ def _across_sections(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _credit_problems(recipe: Recipe) -> list[str]:
+    """What a credit reads and the rollout or the rewards do not give, or give in vain."""
+    rollout, credit, problems = recipe.rollout, recipe.credit, []
+    siblings = isinstance(credit, ProcessCredit) and credit.compare == "siblings"
+    if rollout.group_size < 2 and getattr(credit, "std", "none") != "none" and not siblings:
+        problems.append(
+            f"rollout.group_size={rollout.group_size}: a group of one has no better and no worse; give 2 or more"
+        )
+    if isinstance(credit, DenseCredit) != rollout.probes:
+        problems.append(
+            "credit.kind: 'dense' credits a step by the probes of the states around it; set rollout.probes=true"
+            if not rollout.probes
+            else "rollout.probes: only credit 'dense' reads them, and they cost passes; leave them out"
+        )
+    if isinstance(credit, TreeCredit) and not isinstance(rollout.plan, Tree):
+        problems.append(
+            f"credit.kind: 'tree' credits the edges of a tree, and the plan '{rollout.plan.kind}' grows none; use "
+            "the plan tree, or credit 'group'"
+        )
+    of_steps = [reward.name for reward in recipe.rewards if judges_steps(reward)]
+    if isinstance(credit, ProcessCredit) and credit.process_weight and not of_steps:
+        problems.append(
+            "credit.kind: 'process' reads a reward of noisy states; add one, such as {kind: scorer, at: steps}"
+        )
+    if of_steps and not isinstance(credit, ProcessCredit):
+        guided = rollout.guidance.reward if rollout.guidance else None
+        problems += [
+            f"rewards: '{name}' judges noisy states, which only credit 'process' and rollout.guidance read; "
+            "change credit.kind"
+            for name in of_steps
+            if name != guided
+        ]
+    if isinstance(rollout.plan, Candidates) and not siblings:
+        problems.append(
+            "rollout.plan.kind: 'candidates' end where they are judged; use credit {kind: process, compare: "
+            "siblings}"
+        )
+    if rollout.guidance is not None and rollout.guidance.reward not in of_steps:
+        problems.append(
+            f"rollout.guidance.reward='{rollout.guidance.reward}': no reward of noisy states is called that"
+            f"{nearest(rollout.guidance.reward, of_steps) if of_steps else ''}; add one, such as "
+            "{kind: scorer, at: steps}"
+        )
+    return problems
+
+
+def _selection_problems(recipe: Recipe) -> list[str]:
+    """What cannot be chosen, replayed or trained on as it was drawn."""
+    rollout, objective, chosen, problems = recipe.rollout, recipe.objective, recipe.selection, []
+    on_path = isinstance(objective, ClippedRatio | ChunkRatio)
+    of_steps = {
+        "step_weight": chosen.step_weight != "uniform",
+        "sigma_min": chosen.sigma_min > 0,
+        "depth_prune": chosen.depth_prune is not None,
+        "width_prune": chosen.width_prune != "none",
+        "equal_levels": chosen.equal_levels,
+    }
+    problems += [
+        f"selection.{name}: acts on trained steps, and objective '{objective.kind}' trains whole samples; leave "
+        "it out"
+        for name, is_set in of_steps.items()
+        if is_set and not on_path
+    ]
+    if chosen.width_prune != "none" and not isinstance(rollout.plan, Tree):
+        problems.append(
+            f"selection.width_prune: prunes a tree, and the plan '{rollout.plan.kind}' grows none; leave it out"
+        )
+    if chosen.best_of is not None and chosen.best_of > rollout.group_size:
+        problems.append(
+            f"selection.best_of={chosen.best_of}: a prompt has only {rollout.group_size} samples; give fewer"
+        )
+    if isinstance(objective, ChunkRatio) and (
+        chosen.trained_fraction < 1
+        or chosen.sigma_min > 0
+        or chosen.depth_prune is not None
+        or not isinstance(rollout.plan, AllSteps | Window)
+    ):
+        problems.append(
+            "objective.kind: 'chunk_ratio' needs every sample to train the same steps in a row; use the plan "
+            "all_steps or window, and no selection of steps"
+        )
+    if recipe.replay is not None and not (
+        isinstance(objective, ClippedRatio)
+        and objective.old_log_prob == "recompute"
+        and not objective.keeps_mean
+    ):
+        problems.append(
+            "replay: rows of earlier iterations need log-probs computed again; use objective 'clipped_ratio' "
+            "with old_log_prob=recompute, without the options that compare with the rollout's means"
+        )
+    if rollout.perturbation is not None and on_path:
+        problems.append(
+            "rollout.perturbation: samples are drawn under other conditions than training sees, so their steps "
+            "have another density; use an objective over finished samples, such as nft"
+        )
+    if rollout.explore is not None and not isinstance(rollout.plan, Deterministic):
+        problems.append(
+            "rollout.explore: a sample can be drawn again from its initial noise alone only where no step is "
+            "drawn; use the plan deterministic"
+        )
+    return problems
+
+
 def _densities(recipe: Recipe) -> list[str]:
     """What keeps the trained steps from having a density, or from filling the objective's chunks."""
     objective, rollout = recipe.objective, recipe.rollout
@@ -208,7 +304,7 @@ def _densities(recipe: Recipe) -> list[str]:
             f"'{rollout.plan.kind}' draws none; choose another plan or objective"
         ]
     problems = []
-    sigmas = rollout.sigmas()
+    sigmas = rollout.sigmas(recipe.seed, 0)
     nowhere = torch.zeros(len(sigmas) - 1, 1)
     std = rollout.kernel.transition(nowhere, nowhere, sigmas[:-1], sigmas[1:]).std
     silent = [step for step in trained if not std[step] > 0]

@@ -8,9 +8,11 @@ decay .5; "fast" ramp .02, decay .99; "delayed" ramp .0075, decay .999, delay 75
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import ConfigDict, Field
 
 from thalweg.core.part import Part
+from thalweg.models.rounding import Format, rounded
 from thalweg.models.weights import POLICY, NamedWeights
 
 
@@ -47,6 +49,17 @@ class EMA(Part):
         return self.decay if self.ramp is None else min(self.ramp * (count - self.delay), self.decay)
 
 
+class Rounded(Part):
+    """Becomes the source rounded to low precision after every iteration: emulates a quantised copy that explores
+    (Sol-RL, arXiv:2604.06916). With LoRA only the adapters are rounded, the base is not.
+    """
+
+    kind: Literal["rounded"] = "rounded"
+    format: Format = "fp4"
+    block_size: int = Field(default=16, ge=1)
+    """Neighbouring values that share a scale, the largest of them."""
+
+
 class WeightRule(Part):
     """One named set of weights."""
 
@@ -54,13 +67,15 @@ class WeightRule(Part):
 
     source: str = Field(default=POLICY, alias="from")
     """The set it starts from and follows."""
-    update: Annotated[Frozen | Copy | EMA, Field(discriminator="kind")]
+    update: Annotated[Frozen | Copy | EMA | Rounded, Field(discriminator="kind")]
 
 
 def add_named(weights: NamedWeights, rules: dict[str, WeightRule]) -> None:
     """Create every named set, a copy of its source."""
     for name, rule in rules.items():
         weights.add(name, rule.source)
+        if isinstance(rule.update, Rounded):
+            _round(weights, name, rule)
 
 
 def after_update(weights: NamedWeights, rules: dict[str, WeightRule], updates: int) -> None:
@@ -77,3 +92,13 @@ def after_iteration(weights: NamedWeights, rules: dict[str, WeightRule], iterati
             weights.blend(name, rule.source, rule.update.keep(iterations))
         if isinstance(rule.update, Copy) and iterations % rule.update.every == 0:
             weights.blend(name, rule.source, 0.0)
+        if isinstance(rule.update, Rounded):
+            weights.blend(name, rule.source, 0.0)
+            _round(weights, name, rule)
+
+
+@torch.no_grad()
+def _round(weights: NamedWeights, name: str, rule: WeightRule) -> None:
+    assert isinstance(rule.update, Rounded)
+    for tensor in weights.tensors(name).values():
+        tensor.copy_(rounded(tensor, rule.update.format, rule.update.block_size))

@@ -158,10 +158,14 @@ class Miniature(nn.Module):
         self.out = nn.Conv2d(stem, config.channels * 4, 3, padding=1)
 
     def predict_x0(
-        self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"], tokens: Int[Tensor, "B L"]
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        tokens: Int[Tensor, "B L"],
+        words: Float[Tensor, "B L D"] | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """The expected clean image."""
-        text = self.words(tokens) + self.word_places
+        """The expected clean image; `words` stand in for the embeddings of the tokens."""
+        text = (self.words(tokens) if words is None else words) + self.word_places
         for block in self.text_blocks:
             text = block(text)
         text = self.text_norm(text)
@@ -181,8 +185,12 @@ class Miniature(nn.Module):
         return F.pixel_shuffle(self.out(F.relu(features)), 2)
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"], tokens: Int[Tensor, "B L"]
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        tokens: Int[Tensor, "B L"],
+        words: Float[Tensor, "B L D"] | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """dx/dσ = ε - x0 at x_σ."""
-        x0 = self.predict_x0(x, sigma, tokens)
+        x0 = self.predict_x0(x, sigma, tokens, words)
         return (x - x0) / sigma.clamp(min=SIGMA_MIN)[:, None, None, None]

@@ -109,21 +109,31 @@ class MiniaturePolicy:
         self, x: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], condition: Condition
     ) -> Float[Tensor, "B ..."]:
         tokens, sigma = condition.tensors["tokens"], sigma.to(x.device)
+        words = condition.tensors.get("embedding")
         self.passes.evaluations += len(x) * self.passes_per_velocity
         if self.model.guidance_scale == 1:
-            return self.weights.watch(self._forward(x, sigma, tokens))
+            return self.weights.watch(self._forward(x, sigma, tokens, words))
+        nothing = torch.zeros_like(tokens)
         both = self._forward(
-            torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([torch.zeros_like(tokens), tokens])
+            torch.cat([x, x]),
+            torch.cat([sigma, sigma]),
+            torch.cat([nothing, tokens]),
+            None if words is None else torch.cat([self.network.words(nothing), words]),  # type: ignore[operator]
         )
         unconditional, conditional = both.chunk(2)
         return self.weights.watch(unconditional + self.model.guidance_scale * (conditional - unconditional))
 
-    def _forward(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
+    def embed(self, condition: Condition) -> Condition:
+        tokens = condition.tensors["tokens"]
+        words = self.network.words(tokens).float()  # type: ignore[operator]
+        return Condition({"tokens": tokens, "embedding": words, "content": (tokens != 0).float()})
+
+    def _forward(self, x: Tensor, sigma: Tensor, tokens: Tensor, words: Tensor | None) -> Tensor:
         dtype = PRECISIONS[self.model.precision]
         with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             if self.model.gradient_checkpointing and torch.is_grad_enabled():
-                return checkpoint(self.network, x, sigma, tokens, use_reentrant=False).float()  # type: ignore[union-attr]
-            return self.network(x, sigma, tokens).float()
+                return checkpoint(self.network, x, sigma, tokens, words, use_reentrant=False).float()  # type: ignore[union-attr]
+            return self.network(x, sigma, tokens, words).float()
 
     def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
         return (latents.cpu() * 0.5 + 0.5).clamp(0, 1)

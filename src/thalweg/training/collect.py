@@ -1,0 +1,126 @@
+"""Samples and what they are worth: prompts in, a forest and its scores out. Shapes: B samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.core.forest import Forest, Scores
+from thalweg.core.noise import Address
+from thalweg.core.processes import Processes
+from thalweg.core.values import Metrics, Prompt
+from thalweg.models import Policy
+from thalweg.rewards import Reward, finished, score, score_steps, total, value_of
+from thalweg.rollout import Deterministic, Rollout, Root, grow, rank_agreement
+from thalweg.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Collected:
+    """This process's part of an iteration's samples."""
+
+    forest: Forest
+    looks: dict[int, float] | None = None
+    """What the cheap sample of each root was worth, by the number of the root, where the rollout explores."""
+
+
+def collect(
+    recipe: Recipe, policy: Policy, asked: Sequence[Prompt], processes: Processes, iteration: int
+) -> Collected:
+    """Grow this process's part of the iteration's forest."""
+    rollout, looks = recipe.rollout, None
+    if rollout.explore is None:
+        roots = roots_of(len(asked), rollout.num_roots)
+    else:
+        roots, looks = _explored(recipe, policy, asked, processes, iteration)
+    value = None if rollout.guidance is None else value_of(recipe.rewards, rollout.guidance.reward)
+    slots, mine = _share(roots, processes)
+    forest = grow(
+        policy,
+        [asked[s] for s in slots],
+        mine,
+        rollout,
+        seed=recipe.seed,
+        iteration=iteration,
+        keep_mean=recipe.objective.keeps_mean,
+        value=value,
+    )
+    return Collected(forest, looks)
+
+
+def judge(recipe: Recipe, policy: Policy, forest: Forest) -> Scores:
+    """Every reward of what it judges: samples, probes, or states in the middle of denoising."""
+    of_samples = finished(recipe.rewards)
+    probes = {}
+    if len(forest.probe_node):
+        probes = score(of_samples, policy.decode(forest.probe_latents), forest.probe_prompts)
+    return Scores(
+        leaves=score(of_samples, policy.decode(forest.latents), forest.leaf_prompts),
+        steps=score_steps(recipe.rewards, forest),
+        probes=probes,
+    )
+
+
+def agreement(
+    collected: Collected,
+    scores: Mapping[str, Float[Tensor, " B"]],
+    rewards: Sequence[Reward],
+    processes: Processes,
+) -> Metrics:
+    """How well cheap samples ranked the noises that were chosen, over all processes; alarming below .7."""
+    if collected.looks is None:
+        return {}
+    # A deterministic rollout has one sample for each root, in the order of the roots.
+    looks = torch.tensor(list(collected.looks.values()), dtype=torch.float64)
+    everyone = processes.gather({"cheap": looks, "full": total(scores, finished(rewards)).double()})
+    known = everyone["full"].isfinite() & everyone["cheap"].isfinite()
+    return {"explore/rank_agreement": rank_agreement(everyone["cheap"][known], everyone["full"][known])}
+
+
+def roots_of(num_prompts: int, per_prompt: int) -> list[Root]:
+    """The first `per_prompt` initial noises of each prompt."""
+    return [
+        Root(prompt_slot=slot, seed_group=group, number=slot * per_prompt + group, condition=slot)
+        for slot in range(num_prompts)
+        for group in range(per_prompt)
+    ]
+
+
+def _share(roots: Sequence[Root], processes: Processes) -> tuple[list[int], list[Root]]:
+    """This process's roots, with conditions counted over the prompts they need, and those prompts' slots."""
+    mine = [roots[i] for i in processes.share(len(roots))]
+    slots = sorted({root.prompt_slot for root in mine})
+    return slots, [replace(root, condition=slots.index(root.prompt_slot)) for root in mine]
+
+
+def _explored(
+    recipe: Recipe, policy: Policy, asked: Sequence[Prompt], processes: Processes, iteration: int
+) -> tuple[list[Root], dict[int, float]]:
+    """The roots chosen among the pool, and what this process's ones looked worth."""
+    rollout, explore = recipe.rollout, recipe.rollout.explore
+    assert explore is not None
+    pool = roots_of(len(asked), explore.pool)
+    slots, mine = _share(pool, processes)
+    cheap = Rollout(
+        plan=Deterministic(),
+        group_size=explore.pool,
+        steps=explore.steps,
+        schedule=rollout.schedule,
+        solver=rollout.solver,
+        weights=explore.weights,
+        micro_batch=rollout.micro_batch,
+    )
+    forest = grow(policy, [asked[s] for s in slots], mine, cheap, seed=recipe.seed, iteration=iteration)
+    of_samples = finished(recipe.rewards)
+    scores = score(of_samples, policy.decode(forest.latents), forest.leaf_prompts)
+    reward = processes.gather({"reward": total(scores, of_samples).double()})["reward"]
+    by_prompt = reward.view(len(asked), explore.pool)
+    chosen = []
+    for slot, rewards in enumerate(by_prompt):
+        draw = Address(recipe.seed, "selection", iteration, slot, path=(3,))
+        for place, group in enumerate(explore.chosen(rewards, rollout.num_roots, draw).tolist()):
+            chosen.append(Root(slot, group, slot * rollout.num_roots + place, slot))
+    own = [chosen[i] for i in processes.share(len(chosen))]
+    return chosen, {root.number: float(by_prompt[root.prompt_slot, root.seed_group]) for root in own}
