@@ -2,8 +2,8 @@
 
 Stages, in this order, each resumable and on one thread:
 
-    python scripts/train_scenes_scorer.py data      # 28 chunks of 2048 rollouts, about 7 minutes
-    python scripts/train_scenes_scorer.py train     # about 15 minutes; interrupt and repeat at will
+    python scripts/train_scenes_scorer.py data      # 28 chunks of 2048 rollouts, 7 CPU-minutes
+    python scripts/train_scenes_scorer.py train     # 15 CPU-minutes; interrupt and repeat at will
     python scripts/train_scenes_scorer.py evaluate  # AUC on held-out prompts
     python scripts/train_scenes_scorer.py export    # float16 weights into the package
 
