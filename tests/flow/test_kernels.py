@@ -8,10 +8,36 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.testing import assert_close
 
-from thalweg.flow import CPS, DanceSDE, DPMSolverSDE, Euler, FlowSDE, Kernel, Precise, Shifted, Uniform
+from thalweg.flow import (
+    CPS,
+    DDIM,
+    DancePrecise,
+    DanceSDE,
+    DPMSolverSDE,
+    Euler,
+    FlowSDE,
+    Kernel,
+    LinearSDE,
+    Precise,
+    Shifted,
+    StepSDE,
+    Uniform,
+)
 
 ONE = torch.ones(1, 1, dtype=torch.float64)
-STOCHASTIC = [FlowSDE(), DanceSDE(), CPS(), Precise(), DPMSolverSDE()]
+LEVELS = ((0.9, 0.8), (0.5, 0.4), (0.1, 0.2))
+STOCHASTIC = [
+    FlowSDE(),
+    DanceSDE(),
+    LinearSDE(),
+    StepSDE(levels=LEVELS),
+    CPS(),
+    Precise(),
+    DancePrecise(),
+    DPMSolverSDE(),
+    DDIM(),
+]
+SDES = [kernel for kernel in STOCHASTIC if kernel != CPS()]
 sigmas_inside = st.floats(0.05, 0.95)
 
 
@@ -55,6 +81,7 @@ def output_std(kernel, schedule, num_steps: int) -> float:
         (Precise(noise_level=0.7), [0.4188, 0.4564, 0.4816, 0.4990], 0.3585),
         (Precise(noise_level=1.5), [0.3819, 0.4294, 0.4673, 0.4981], None),
         (DPMSolverSDE(), [0.3865, 0.4329, 0.4693, 0.4982], None),
+        (DDIM(), [0.3865, 0.4329, 0.4693, 0.4982], None),
     ],
 )
 def test_samples_of_gaussian_data_have_the_closed_form_spread(kernel, uniform, shifted):
@@ -98,6 +125,15 @@ def test_flow_sde_meets_the_credit_oracle_of_linear_rewards():
         (DanceSDE(noise_level=0.3), 1.0, 0.9, 0.8955, 0.0948683),
         (DanceSDE(noise_level=0.3), 0.5, 0.4, 0.391, 0.0948683),
         (DanceSDE(noise_level=0.3), 0.1, 0.0, -0.045, 0.0948683),
+        # g is 0.1, 0.3 and 0.5 at σ = 0, 0.5 and 1.
+        (LinearSDE(noise_min=0.1, noise_max=0.5), 1.0, 0.9, 0.8875, 0.1581139),
+        (LinearSDE(noise_min=0.1, noise_max=0.5), 0.5, 0.4, 0.391, 0.0948683),
+        (LinearSDE(noise_max=1.0), 0.25, 0.0, -0.03125, 0.125),
+        # g is 0.8 above 0.9, half way from 0.8 to 0.4 at 0.7, and 0.2 below 0.1.
+        (StepSDE(levels=LEVELS), 1.0, 0.9, 0.868, 0.2529822),
+        (StepSDE(levels=LEVELS), 0.7, 0.6, 0.5742857, 0.1897367),
+        (StepSDE(levels=LEVELS), 0.05, 0.0, -0.02, 0.0447214),
+        (StepSDE(levels=((0.5, 0.3),)), 1.0, 0.9, 0.8955, 0.0948683),
         # cos and sin of 30 degrees.
         (CPS(noise_level=1 / 3), 1.0, 0.8, 0.6928203, 0.4),
         (CPS(noise_level=1 / 3), 0.6, 0.4, 0.3464102, 0.2),
@@ -110,6 +146,15 @@ def test_flow_sde_meets_the_credit_oracle_of_linear_rewards():
         (Precise(noise_level=1.0, sigma_max=0.8), 1.0, 0.8, 0.4579467, 0.6559610),
         (Precise(noise_level=1.0, sigma_max=0.8), 1.0, 0.5, 0.1431084, 0.4790825),
         (Precise(noise_level=1.0, sigma_max=0.8), 0.25, 0.0, 0.0, 0.0),
+        # 1/σ' - 1/σ is 1 and 2, so ρ = e^-½ and e^-1 for η = 1.
+        (DancePrecise(noise_level=1.0), 1.0, 0.5, 0.3032653, 0.3975300),
+        (DancePrecise(noise_level=1.0), 0.5, 0.25, 0.0919699, 0.2324665),
+        (DancePrecise(noise_level=1.0), 0.25, 0.0, 0.0, 0.0),
+        # σ'(1-σ) / (σ(1-σ')) is 0 and 1/4, so r is 1 and 15/16, a share 0.36 of it for η = 0.6.
+        (DDIM(noise_level=0.6), 1.0, 0.5, 0.4, 0.3),
+        (DDIM(noise_level=0.6), 0.8, 0.5, 0.4069705, 0.2904738),
+        (DDIM(noise_level=1.0), 0.8, 0.5, 0.125, 0.4841229),
+        (DDIM(noise_level=0.6), 0.25, 0.0, 0.0, 0.0),
         (DPMSolverSDE(), 1.0, 0.5, 0.0, 0.5),
         (DPMSolverSDE(), 0.8, 0.5, 0.125, 0.4841229),
         (DPMSolverSDE(), 0.25, 0.0, 0.0, 0.0),
@@ -124,7 +169,7 @@ def test_the_first_a_middle_and_the_last_step_have_the_numbers_worked_out_by_han
     assert_close(step.std, torch.tensor([std], dtype=dtype), atol=2e-6, rtol=0)
 
 
-@given(sigma=sigmas_inside, kernel=st.sampled_from([FlowSDE(), DanceSDE(), Precise(), DPMSolverSDE()]))
+@given(sigma=sigmas_inside, kernel=st.sampled_from(SDES))
 def test_a_small_step_of_an_sde_keeps_the_marginal_variance_of_gaussian_data(sigma, kernel):
     def error(delta: float) -> float:
         factor, std = affine(kernel, sigma, sigma - delta)
@@ -135,10 +180,20 @@ def test_a_small_step_of_an_sde_keeps_the_marginal_variance_of_gaussian_data(sig
 
 
 @pytest.mark.parametrize(
-    "kernel", [CPS(), CPS(noise_level=0.3), Precise(), Precise(sigma_max=0.7), DPMSolverSDE()]
+    "kernel",
+    [
+        CPS(),
+        CPS(noise_level=0.3),
+        Precise(),
+        Precise(sigma_max=0.7),
+        DancePrecise(),
+        DPMSolverSDE(),
+        DDIM(),
+        DDIM(noise_level=0.4),
+    ],
 )
 @given(sigma=st.floats(0.01, 1.0), share=st.floats(0.0, 0.99))
-def test_cps_and_precise_leave_exactly_the_noise_of_the_next_level(kernel, sigma, share):
+def test_kernels_without_excess_leave_exactly_the_noise_of_the_next_level(kernel, sigma, share):
     step = kernel.transition(ONE, ONE, sigma, share * sigma)
     assert_close(step.k**2 + step.std**2, (share * step.sigma) ** 2, atol=1e-12, rtol=0)
 
@@ -147,7 +202,12 @@ def test_cps_and_precise_leave_exactly_the_noise_of_the_next_level(kernel, sigma
 def test_euler_maruyama_leaves_more_noise_by_the_known_excess(sigma, share):
     sigma_next = share * sigma
     delta = sigma - sigma_next
-    for kernel, g2 in ((FlowSDE(noise_level=0.7), 0.49 * sigma / (1 - sigma)), (DanceSDE(), 0.09)):
+    for kernel, g2 in (
+        (FlowSDE(noise_level=0.7), 0.49 * sigma / (1 - sigma)),
+        (DanceSDE(), 0.09),
+        (LinearSDE(noise_max=0.5), 0.25 * sigma**2),
+        (StepSDE(levels=((1.0, 0.5), (0.0, 0.0))), 0.25 * sigma**2),
+    ):
         step = kernel.transition(ONE, ONE, sigma, sigma_next)
         excess = g2 * delta**2 / sigma + (g2 * delta / (2 * sigma)) ** 2
         assert_close(step.k**2 + step.std**2, step.sigma_next**2 + excess)
@@ -157,11 +217,13 @@ def test_euler_maruyama_leaves_more_noise_by_the_known_excess(sigma, share):
     ("kernel", "direct", "in_two"),
     [
         (Precise(noise_level=0.7), (0.3560, 0.1233), (0.3560, 0.1233)),
+        # ρ = e^(-0.245 (1/0.5 - 1/0.8)) = e^-0.18375, and its square is 0.69247.
+        (DancePrecise(noise_level=0.7), (0.41607, 0.07688), (0.41607, 0.07688)),
         (CPS(noise_level=0.7), (0.2270, 0.1985), (0.1031, 0.2394)),
         (FlowSDE(noise_level=0.7), (0.1325, 0.5880), (0.2833, 0.2451)),
     ],
 )
-def test_two_steps_with_one_x0_are_one_long_step_for_precise_only(kernel, direct, in_two):
+def test_two_steps_with_one_x0_are_one_long_step_for_exact_integrals_only(kernel, direct, in_two):
     # x0 = 0, so the velocity is x/σ and x is all noise: x = σ ε.
     def noise_and_variance(*sigmas: float) -> tuple[float, float]:
         x, spread = sigmas[0] * ONE, 0.0
@@ -192,6 +254,10 @@ def test_a_bound_inside_the_step_does_not_break_the_composition_of_precise():
         CPS(noise_level=0.0),
         Precise(noise_level=0.0),
         Precise(noise_level=0.0, sigma_max=0.9),
+        LinearSDE(noise_max=0.0),
+        StepSDE(levels=((0.5, 0.0),)),
+        DancePrecise(noise_level=0.0),
+        DDIM(noise_level=0.0),
     ],
 )
 @pytest.mark.parametrize(("sigma", "sigma_next"), [(1.0, 0.9), (0.95, 0.85), (0.5, 0.3), (0.2, 0.0)])
@@ -202,10 +268,76 @@ def test_without_noise_every_kernel_is_the_euler_step(kernel, sigma, sigma_next)
 
 
 @given(sigma=st.floats(0.01, 1.0), share=st.floats(0.0, 0.99))
-def test_dpm_solver_sde_is_precise_at_noise_level_root_two(sigma, share):
+def test_the_ddpm_posterior_is_precise_at_noise_level_root_two_and_ddim_at_one(sigma, share):
     dpm = DPMSolverSDE().transition(ONE, ONE, sigma, share * sigma)
-    precise = Precise(noise_level=2**0.5).transition(ONE, ONE, sigma, share * sigma)
-    assert_close((dpm.k, dpm.std), (precise.k, precise.std), atol=1e-9, rtol=1e-6)
+    for other in (Precise(noise_level=2**0.5), DDIM(noise_level=1.0)):
+        same = other.transition(ONE, ONE, sigma, share * sigma)
+        assert_close((dpm.k, dpm.std), (same.k, same.std), atol=1e-9, rtol=1e-6)
+
+
+def test_the_linear_sde_has_the_published_step_weights_of_wan():
+    # std/J of the first ten of 20 steps at shift 3, as Flash-GRPO stores them.
+    sigmas = Shifted(shift=3.0).sigmas(20).double()
+    x = ONE.expand(20, 1)
+    for kernel in (LinearSDE(), LinearSDE(noise_max=sigmas[1].item())):
+        step = kernel.transition(x, x, sigmas[:-1], sigmas[1:])
+        published = [7.477, 7.041, 6.611, 6.187, 5.768, 5.356, 4.950, 4.551, 4.160, 3.775]
+        assert (step.std / step.J)[:10].tolist() == pytest.approx(published, rel=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("kernel", "doubled"),
+    [
+        (FlowSDE(noise_level=0.3), FlowSDE(noise_level=0.6)),
+        (FlowSDE(noise_level=0.3, sigma_max=0.9), FlowSDE(noise_level=0.6, sigma_max=0.9)),
+        (DanceSDE(noise_level=0.3), DanceSDE(noise_level=0.6)),
+        (LinearSDE(noise_min=0.1, noise_max=0.4), LinearSDE(noise_min=0.2, noise_max=0.8)),
+        (StepSDE(levels=LEVELS), StepSDE(levels=tuple((sigma, 2 * g) for sigma, g in LEVELS))),
+        (CPS(noise_level=0.3), CPS(noise_level=0.6)),
+        (CPS(noise_level=0.8), CPS(noise_level=1.0)),  # no more than all the noise
+        (Precise(noise_level=0.3), Precise(noise_level=0.6)),
+        (Precise(noise_level=0.3, sigma_max=0.9), Precise(noise_level=0.6, sigma_max=0.9)),
+        (DancePrecise(noise_level=0.3), DancePrecise(noise_level=0.6)),
+        (DPMSolverSDE(), Precise(noise_level=2 * 2**0.5)),
+        (DDIM(noise_level=0.3), DDIM(noise_level=0.6)),
+        (DDIM(noise_level=0.8), DDIM(noise_level=1.0)),
+    ],
+)
+def test_a_noise_factor_multiplies_the_noise_level_of_its_sample(kernel, doubled, dtype):
+    sigma = torch.tensor([1.0, 0.95, 0.6, 0.6, 0.25], dtype=dtype)
+    sigma_next = torch.tensor([0.9, 0.8, 0.4, 0.4, 0.0], dtype=dtype)
+    x, velocity = torch.randn(2, 5, 3, dtype=dtype)
+    plain, twice = (k.transition(x, velocity, sigma, sigma_next) for k in (kernel, doubled))
+    all_twice = kernel.transition(x, velocity, sigma, sigma_next, 2.0)
+    assert_close((all_twice.k, all_twice.std), (twice.k, twice.std))
+    mixed = kernel.transition(x, velocity, sigma, sigma_next, torch.tensor([2.0, 1.0, 2.0, 1.0, 0.0]))
+    for row, same in enumerate((twice, plain, twice, plain)):
+        assert_close((mixed.k[row], mixed.std[row]), (same.k[row], same.std[row]))
+    ode = Euler().step(x, velocity, sigma, sigma_next, None)[0]
+    assert_close(mixed.sample(torch.ones_like(x))[4], ode[4])
+
+
+@pytest.mark.parametrize("kernel", STOCHASTIC)
+@pytest.mark.parametrize(("sigma", "sigma_next"), [(1.0, 0.9), (0.6, 0.4), (0.2, 0.1)])
+def test_the_first_gradient_of_the_policy_ratio_is_A_J_z_over_std_for_every_kernel(kernel, sigma, sigma_next):
+    x, velocity, noise = torch.randn(3, 2, 4, dtype=torch.float64)
+    velocity.requires_grad_()
+    step = kernel.transition(x, velocity, sigma, sigma_next, 0.7)
+    log_prob = step.log_prob(step.sample(noise))
+    advantage = torch.tensor([1.5, -0.5], dtype=torch.float64)
+    (-advantage * (log_prob - log_prob.detach()).exp()).sum().backward()
+    assert velocity.grad is not None
+    by_hand = (advantage * step.J / (step.std * 4))[:, None] * noise
+    assert_close(velocity.grad, by_hand, atol=1e-9, rtol=0)
+
+
+def test_a_noise_table_whose_levels_do_not_fall_is_refused():
+    for levels in ([], [(0.1, 0.2), (0.5, 0.4)], [(0.5, 0.2), (0.5, 0.4)], [(0.5, -0.2)], [(1.1, 0.2)]):
+        with pytest.raises(ValidationError):
+            StepSDE(levels=levels)
+    with pytest.raises(ValidationError, match=r"0\.1 is followed by 0\.5: the noise levels must fall"):
+        StepSDE(levels=[(0.1, 0.2), (0.5, 0.4)])
 
 
 @pytest.mark.parametrize("kernel", STOCHASTIC)
@@ -231,14 +363,16 @@ def test_levels_a_rounding_away_from_one_and_zero_stay_finite_in_float32(kernel)
 
 def test_a_recipe_names_a_kernel_by_its_kind():
     read = TypeAdapter(Kernel).validate_python
-    assert [
-        read({"kind": kind}) for kind in ("flow_sde", "dance_sde", "cps", "precise", "dpm_sde")
-    ] == STOCHASTIC
+    for kernel in STOCHASTIC:
+        assert read(kernel.model_dump(mode="json")) == kernel
+    assert read({"kind": "step_sde", "levels": [[0.9, 0.8], [0.5, 0.4], [0.1, 0.2]]}) == STOCHASTIC[3]
     for wrong in (
         {"kind": "flow_sde", "noise_level": -0.1},
         {"kind": "cps", "noise_level": 1.1},
         {"kind": "precise", "sigma_max": 1.0},
         {"kind": "dpm_sde", "noise_level": 1.0},
+        {"kind": "ddim", "noise_level": 1.1},
+        {"kind": "step_sde"},
         {"kind": "sde"},
     ):
         with pytest.raises(ValidationError):

@@ -62,9 +62,12 @@ def reward_rows() -> list[Row]:
     from thalweg.rewards import KINDS
     from thalweg.worlds import WORLDS
 
-    short = [{"reward": name, "what": f"exact judge of the world '{name}'"} for name in WORLDS]
-    kinds = [{"reward": name, "what": " ".join((kind.__doc__ or "").split())} for name, kind in KINDS.items()]
-    return [*short, *kinds]
+    exact = {name: (f"exact judge of the world '{name}'", KINDS["world"]) for name in WORLDS}
+    kinds = {name: (" ".join((kind.__doc__ or "").split()), kind) for name, kind in KINDS.items()}
+    return [
+        {"reward": name, "differentiable": kind.differentiable, "per_step": kind.per_step, "what": what}
+        for name, (what, kind) in (exact | kinds).items()
+    ]
 
 
 def world_rows() -> list[Row]:
@@ -96,12 +99,11 @@ def installation_rows() -> list[Row]:
     )
     rows.append({"what": "accelerator", "value": device, "ok": True, "advice": ""})
     rows.append({"what": "threads", "value": torch.get_num_threads(), "ok": True, "advice": ""})
-    for world in WORLDS.values():
-        there = world.weights.is_file()
-        advice = "" if there else "reinstall thalweg"
-        rows.append(
-            {"what": f"weights of {world.name}", "value": world.weights.name, "ok": there, "advice": advice}
-        )
+    shipped = [(f"weights of {world.name}", world.weights) for world in WORLDS.values()]
+    shipped += [(f"scorer of {world.name}", world.scorer) for world in WORLDS.values() if world.scorer]
+    for what, weights in shipped:
+        advice = "" if weights.is_file() else "reinstall thalweg"
+        rows.append({"what": what, "value": weights.name, "ok": weights.is_file(), "advice": advice})
     return rows
 
 

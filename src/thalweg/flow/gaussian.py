@@ -4,7 +4,8 @@
 
 σ falls to σ' (1 is noise, 0 is data). A kernel is its two numbers per sample, k and s (`std`): k = σ', s = 0
 is the Euler step of the ODE, and the total noise √(k² + s²) should be σ'. They are stored with a trajectory,
-so that a transition can be scored again without the kernel. Sorted by x and v,
+so that a transition can be scored again without the kernel; a learned variance alone is a function of the
+network and has to be asked for again. Sorted by x and v,
 
     mean = (1 - (σ'-k)) x - J v,      J = (1-σ') σ - k (1-σ) = (σ-σ') + (σ'-k) (1-σ)
 
@@ -30,6 +31,15 @@ Reduction = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network with a learned variance says; other networks return the velocity alone."""
+
+    velocity: Float[Tensor, "B ..."]
+    variance_fraction: Float[Tensor, "B ..."]
+    """ν, where log s² lies between two bounds of the kernel: 0 at the smaller, 1 at the larger."""
+
+
+@dataclass(frozen=True, eq=False)
 class Transition:
     """One denoising step as a distribution over x'; gradients reach the velocity through `mean`."""
 
@@ -38,7 +48,8 @@ class Transition:
     sigma: Float[Tensor, " B"]
     sigma_next: Float[Tensor, " B"]
     k: Float[Tensor, " B"]
-    std: Float[Tensor, " B"]
+    std: Float[Tensor, " B"] | Float[Tensor, "B ..."]
+    """One number a sample, or with a learned variance one an element; then gradients reach it too."""
 
     @property
     def J(self) -> Float[Tensor, " B"]:
@@ -57,7 +68,7 @@ class Transition:
 
     def sample(self, noise: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """x' for this draw of z."""
-        return self.mean + over_latents(self.std, self.x) * noise
+        return self.mean + self._over_latents(self.std) * noise
 
     def log_prob(
         self, x_next: Float[Tensor, "B ..."], reduction: Reduction = "mean", *, normalized: bool = True
@@ -74,7 +85,7 @@ class Transition:
         if self.std.device.type == "cpu":
             self.require_density()
         log_normalizer = self.std.log() + 0.5 * math.log(2 * math.pi)
-        elements = -0.5 * (error / over_latents(self.std, self.x)) ** 2 - over_latents(log_normalizer, self.x)
+        elements = -0.5 * (error / self._over_latents(self.std)) ** 2 - self._over_latents(log_normalizer)
         return _reduce(elements, reduction)
 
     def kl(self, other: "Transition", reduction: Reduction = "mean") -> Float[Tensor, " B"]:
@@ -84,30 +95,38 @@ class Transition:
             other.require_density()
         scale = self.std / other.std
         from_std = 0.5 * (scale**2 - 1) - scale.log()
-        drift = (self.mean - other.mean) / over_latents(other.std, self.x)
-        return _reduce(0.5 * drift**2 + over_latents(from_std, self.x), reduction)
+        drift = (self.mean - other.mean) / self._over_latents(other.std)
+        return _reduce(0.5 * drift**2 + self._over_latents(from_std), reduction)
 
     def require_density(self) -> None:
         """Raises unless every sample has std > 0; waits for the device that holds `std`."""
-        without = (~(self.std > 0)).nonzero().flatten().tolist()
+        without = (~(self.std > 0)).nonzero().tolist()
         if without:
-            at, to, std = (t[without[0]].item() for t in (self.sigma, self.sigma_next, self.std))
+            at, to = (t[without[0][0]].item() for t in (self.sigma, self.sigma_next))
+            std = self.std[tuple(without[0])].item()
             raise ValueError(
                 f"std={std:g} at sigma={at:g} -> {to:g}: a log-probability needs falling sigmas and std > 0; "
                 "take this step with a solver, or leave it out of the trained steps"
             )
 
+    def _over_latents(self, value: Tensor) -> Tensor:
+        return value if value.ndim == self.x.ndim else over_latents(value, self.x)
+
 
 def transition(
-    coefficients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    coefficients: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     x: Float[Tensor, "B ..."],
     velocity: Float[Tensor, "B ..."],
     sigma: PerSample,
     sigma_next: PerSample,
+    noise_factor: PerSample,
 ) -> Transition:
-    """The step of the kernel whose (k, s) at (σ, σ') these coefficients are."""
-    sigma, sigma_next = per_sample(sigma, x), per_sample(sigma_next, x)
-    return Transition(x, velocity, sigma, sigma_next, *coefficients(sigma, sigma_next))
+    """The step of the kernel whose (k, s) at (σ, σ') these coefficients are.
+
+    Its noise level is multiplied by the factor: trees whose noise grows with depth give each sample its own.
+    """
+    sigma, sigma_next, noise_factor = (per_sample(value, x) for value in (sigma, sigma_next, noise_factor))
+    return Transition(x, velocity, sigma, sigma_next, *coefficients(sigma, sigma_next, noise_factor))
 
 
 def _reduce(elements: Tensor, reduction: Reduction) -> Tensor:

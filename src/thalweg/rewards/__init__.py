@@ -14,10 +14,17 @@ from thalweg.core.names import nearest
 from thalweg.core.values import Prompt
 from thalweg.rewards.function import FunctionReward
 from thalweg.rewards.pixels import Brightness, JPEGSize
+from thalweg.rewards.scorer import ScorerReward
 from thalweg.rewards.world import WorldReward
 from thalweg.worlds import WORLDS
 
-KINDS = {"brightness": Brightness, "function": FunctionReward, "jpeg_size": JPEGSize, "world": WorldReward}
+KINDS = {
+    "brightness": Brightness,
+    "function": FunctionReward,
+    "jpeg_size": JPEGSize,
+    "scorer": ScorerReward,
+    "world": WorldReward,
+}
 
 
 def _from_shorthand(value: Any) -> Any:
@@ -36,7 +43,9 @@ def _from_shorthand(value: Any) -> Any:
 
 
 Reward = Annotated[
-    Annotated[WorldReward | FunctionReward | Brightness | JPEGSize, Field(discriminator="kind")],
+    Annotated[
+        WorldReward | FunctionReward | Brightness | JPEGSize | ScorerReward, Field(discriminator="kind")
+    ],
     BeforeValidator(_from_shorthand),
 ]
 

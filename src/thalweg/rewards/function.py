@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,8 @@ class FunctionReward(Part):
     function: ImportString[Callable[..., Any]]
     """Import path; in Python also the function itself."""
     weight: float = 1.0
+    differentiable: ClassVar[bool] = False
+    per_step: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ pipeline.
 
 import io
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,8 @@ class Brightness(Part):
 
     kind: Literal["brightness"] = "brightness"
     weight: float = 1.0
+    differentiable: ClassVar[bool] = False
+    per_step: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -39,6 +41,8 @@ class JPEGSize(Part):
     weight: float = 1.0
     """Negative to reward detail instead."""
     quality: int = Field(default=95, ge=1, le=100)
+    differentiable: ClassVar[bool] = False
+    per_step: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """The exact reward of an embedded world: its judge reads the image and compares with what was asked."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ class WorldReward(Part):
     strict: bool = False
     """1 where everything asked for is there and nothing else, 0 otherwise, in place of partial credit."""
     weight: float = 1.0
+    differentiable: ClassVar[bool] = False
+    per_step: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

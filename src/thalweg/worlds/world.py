@@ -42,3 +42,5 @@ class World:
     judge: Callable[[Float[Tensor, "C H W"], Prompt], Judgement]
     attributes: Callable[[Float[Tensor, "C H W"]], tuple[str, ...]]
     """Labels of what an image shows, for diversity."""
+    scorer: Path | None = None
+    """The shipped network that tells from noisy latents how a sample will turn out."""

@@ -5,6 +5,7 @@
 The total noise √(k² + s²) is exactly σ', nothing is singular at σ = 1, and the step to σ' = 0 is clean. It
 is not the discretisation of an SDE: each step redraws a fixed share, so many steps contract the marginals.
 The paper's log-probability leaves out 1/(2 s²) and the constants: `log_prob(..., normalized=False)`.
+A noise factor that would raise η above 1 leaves it at 1: there is no more noise to draw again.
 Shapes: B samples, ... latent axes.
 """
 
@@ -28,11 +29,11 @@ class CPS(Part):
     """η: 0 is the Euler step of the ODE, 1 draws all the noise again."""
 
     def coefficients(
-        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"]
+        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"], noise_factor: Float[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """(k, s)."""
-        angle = self.noise_level * math.pi / 2
-        return sigma_next * math.cos(angle), sigma_next * math.sin(angle)
+        angle = (self.noise_level * noise_factor).clamp(max=1) * (math.pi / 2)
+        return sigma_next * angle.cos(), sigma_next * angle.sin()
 
     def transition(
         self,
@@ -40,6 +41,7 @@ class CPS(Part):
         prediction: Float[Tensor, "B ..."],
         sigma: PerSample,
         sigma_next: PerSample,
+        noise_factor: PerSample = 1.0,
     ) -> gaussian.Transition:
         """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next)
+        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

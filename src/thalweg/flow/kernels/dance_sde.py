@@ -24,10 +24,10 @@ class DanceSDE(Part):
     """η; 0 is the Euler step of the ODE."""
 
     def coefficients(
-        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"]
+        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"], noise_factor: Float[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """(k, s)."""
-        variance = self.noise_level**2 * (sigma - sigma_next)
+        variance = (self.noise_level * noise_factor) ** 2 * (sigma - sigma_next)
         return sigma_next - variance / (2 * sigma), variance.sqrt()
 
     def transition(
@@ -36,6 +36,7 @@ class DanceSDE(Part):
         prediction: Float[Tensor, "B ..."],
         sigma: PerSample,
         sigma_next: PerSample,
+        noise_factor: PerSample = 1.0,
     ) -> gaussian.Transition:
         """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next)
+        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

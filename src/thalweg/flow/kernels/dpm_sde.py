@@ -2,13 +2,15 @@
 
     k = σ' e^{-h},      s = σ' √(1 - e^{-2h}),      h = λ' - λ,      λ = log((1-σ)/σ)
 
-With q = 1 - e^{-h} = Δ / (σ (1-σ')), Δ = σ - σ' > 0, nothing is singular: k = σ' (1-q), s = σ' √(q (2-q)).
-At σ = 1 all the noise is drawn again, at σ' = 0 none. The higher orders reuse earlier predictions, so only
-this one is a transition p(x' | x). Shapes: B samples, ... latent axes.
+With q = 1 - e^{-h} = Δ / (σ (1-σ')), Δ = σ - σ' > 0, nothing is singular: k = σ' (1-q), s = σ' √(1 - (1-q)²).
+At σ = 1 all the noise is drawn again, at σ' = 0 none. A noise factor f multiplies the a of Precise, so h
+becomes f² h. The higher orders reuse earlier predictions, so only this one is a transition p(x' | x).
+Shapes: B samples, ... latent axes.
 """
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,11 +25,13 @@ class DPMSolverSDE(Part):
     kind: Literal["dpm_sde"] = "dpm_sde"
 
     def coefficients(
-        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"]
+        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"], noise_factor: Float[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """(k, s)."""
         q = (sigma - sigma_next) / (sigma * (1 - sigma_next))
-        return sigma_next * (1 - q), sigma_next * (q * (2 - q)).sqrt()
+        # Not f² log1p(-q): it has to be 0 for f = 0 where q = 1.
+        log_rho = torch.special.xlog1py(noise_factor**2, -q.clamp(max=1))
+        return sigma_next * log_rho.exp(), sigma_next * (-torch.expm1(2 * log_rho)).sqrt()
 
     def transition(
         self,
@@ -35,6 +39,7 @@ class DPMSolverSDE(Part):
         prediction: Float[Tensor, "B ..."],
         sigma: PerSample,
         sigma_next: PerSample,
+        noise_factor: PerSample = 1.0,
     ) -> gaussian.Transition:
         """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next)
+        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

@@ -28,7 +28,7 @@ class FlowSDE(Part):
     """Largest σ inside 1 - σ; None replaces σ = 1 alone, by σ'."""
 
     def coefficients(
-        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"]
+        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"], noise_factor: Float[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """(k, s)."""
         if self.sigma_max is None:
@@ -36,7 +36,7 @@ class FlowSDE(Part):
             finite = torch.where(sigma > 1 - 1e-6, sigma_next, sigma)
         else:
             finite = sigma.clamp(max=self.sigma_max)
-        variance = self.noise_level**2 * sigma / (1 - finite) * (sigma - sigma_next)
+        variance = (self.noise_level * noise_factor) ** 2 * sigma / (1 - finite) * (sigma - sigma_next)
         return sigma_next - variance / (2 * sigma), variance.sqrt()
 
     def transition(
@@ -45,6 +45,7 @@ class FlowSDE(Part):
         prediction: Float[Tensor, "B ..."],
         sigma: PerSample,
         sigma_next: PerSample,
+        noise_factor: PerSample = 1.0,
     ) -> gaussian.Transition:
         """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next)
+        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

@@ -32,17 +32,18 @@ class Precise(Part):
     """Largest u inside 1 - u; None lets the first step draw all the noise again."""
 
     def coefficients(
-        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"]
+        self, sigma: Float[Tensor, " B"], sigma_next: Float[Tensor, " B"], noise_factor: Float[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """(k, s)."""
         bound = 1.0 if self.sigma_max is None else self.sigma_max
         below, below_next = sigma.clamp(max=bound), sigma_next.clamp(max=bound)
         q = (below - below_next) / (below * (1 - below_next))
+        half_square = (self.noise_level * noise_factor) ** 2 / 2
         # q = 1 at σ = 1 and at σ' = 0: log1p gives -inf, so ρ is 0, but xlog1py keeps ρ = 1 for a = 0.
-        log_rho = torch.special.xlog1py(self.noise_level**2 / 2, -q.clamp(max=1))
+        log_rho = torch.special.xlog1py(half_square, -q.clamp(max=1))
         if self.sigma_max is not None:
             log_above = (sigma.clamp(min=bound) / sigma_next.clamp(min=bound)).log()
-            log_rho = log_rho - self.noise_level**2 / 2 * log_above / (1 - bound)
+            log_rho = log_rho - half_square * log_above / (1 - bound)
         return sigma_next * log_rho.exp(), sigma_next * (-torch.expm1(2 * log_rho)).sqrt()
 
     def transition(
@@ -51,6 +52,7 @@ class Precise(Part):
         prediction: Float[Tensor, "B ..."],
         sigma: PerSample,
         sigma_next: PerSample,
+        noise_factor: PerSample = 1.0,
     ) -> gaussian.Transition:
         """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next)
+        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

@@ -32,4 +32,5 @@ SCENES = World(
     tokenize=tokenize,
     judge=judge,
     attributes=labels,
+    scorer=Path(__file__).parent / "scorer.safetensors",
 )
