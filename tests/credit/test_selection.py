@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from thalweg.core.values import Samples, Transitions
 from thalweg.core.processes import Processes
+from thalweg.core.values import Samples, Transitions
 from thalweg.credit import Selection
 from thalweg.credit.step_weight import step_weights
 

@@ -28,8 +28,8 @@ class DenseCredit(Normalized):
     credit: Literal["gain", "return_to_go"] = "gain"
     """What the step gained; or what the sample is worth beyond the state the step left, V(x_N) - V(x_j)."""
     std_floor: float = Field(default=0.1, ge=0)
-    """A step's standard deviation counts as at least this share of that of the finished samples' rewards: late
-    steps gain next to nothing, and dividing by that would magnify noise. Not in the paper.
+    """A step's standard deviation counts as at least this share of that of the finished samples' rewards:
+    late steps gain next to nothing, and dividing by that would magnify noise. Not in the paper.
     """
 
     def assign(
@@ -58,7 +58,9 @@ class DenseCredit(Normalized):
     def values(
         self, forest: Forest, finished: Float[Tensor, " B"], probed: Float[Tensor, " Q"]
     ) -> tuple[Float[Tensor, " _"], ...]:
-        """V of every node: its probe's score, or that of its samples where only deterministic steps follow."""
+        """V of every node: its probe's score, or that of its samples where only deterministic steps
+        follow.
+        """
         values = [value[:, 0].clone() for value in forest.below(finished[:, None])]
         for (at, row), score in zip(forest.probe_start.tolist(), probed, strict=True):
             values[at][row] = score

@@ -23,8 +23,8 @@ class Normalized(Part):
     """Fields only, shared by all kinds of credit so that they mean and default to the same everywhere."""
 
     std: Literal["group", "global", "max", "none"] = "group"
-    """Divide by the standard deviation of the group, by that over all rows, by the largest of any group, or not
-    at all (Dr. GRPO).
+    """Divide by the standard deviation of the group, by that over all rows, by the largest of any group, or
+    not at all (Dr. GRPO).
     """
     ddof: int = Field(default=0, ge=0, le=1)
     """0: population standard deviation; 1: unbiased."""

@@ -4,7 +4,8 @@
 
 w_ij, the progress of step j: max(cos(x_{j+1}, x_N) - cos(x_j, x_N), 0) + epsilon, scaled to mean 1 over the
 trained steps. c_i on the simplex: a share `exploration` of equal weights, and the weights that make
-(sum over k of c_k A_k)² least: rewards that disagree cancel, and where all agree the most cautious one counts.
+(sum over k of c_k A_k)² least: rewards that disagree cancel, and where all agree the most cautious one
+counts.
 Our reading: the paper's exact weights are not public. w depends on the noise of the step itself, which would
 bias credit; so by default it is averaged over the samples of a prompt.
 Shapes: n nodes of a level, B leaves, R rewards.
@@ -64,7 +65,8 @@ class ObjectiveAwareCredit(Normalized):
         """c of every sample."""
         size = advantages.abs()
         agree = (advantages > 0).all(1) | (advantages < 0).all(1)
-        # Where all agree, all weight on the least; else weights that cancel: each side's share is the other's size.
+        # Where all agree, all weight on the least; else weights that cancel: each side's share is the
+        # other's size.
         least = torch.nn.functional.one_hot(size.argmin(1), advantages.shape[1]).to(advantages.dtype)
         high, low = (
             advantages.clamp(min=0).sum(1, keepdim=True),
@@ -83,7 +85,7 @@ class ObjectiveAwareCredit(Normalized):
         finals = [torch.full((len(level.parent),), -1) for level in forest.levels]
         finals[-1][forest.leaf_node] = torch.arange(len(forest.leaves))
         for child, at in zip(forest.levels[:0:-1], range(len(forest.levels) - 2, -1, -1), strict=True):
-            finals[at].index_reduce_(0, child.parent, finals[at + 1], "amax")
+            finals[at] = finals[at].scatter_reduce(0, child.parent, finals[at + 1], "amax")
         end = forest.latents.flatten(1).double().cpu()
         progress = [torch.full((len(forest.levels[0].parent),), self.progress_epsilon)]
         for before, level, final in zip(forest.levels[:-1], forest.levels[1:], finals[1:], strict=True):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -59,8 +59,8 @@ class Selection(Part):
     depth_prune: DepthPrune | None = None
     """Leave out some steps."""
     width_prune: Literal["none", "better_half", "extremes"] = "none"
-    """Below the last fork of a tree: train on the better half of every set of siblings, or on the best and the
-    worst quarter of a tree's samples (BranchGRPO).
+    """Below the last fork of a tree: train on the better half of every set of siblings, or on the best and
+    the worst quarter of a tree's samples (BranchGRPO).
     """
     step_weight: StepWeight = "uniform"
     """How trained steps count against each other."""

@@ -1,4 +1,5 @@
-"""Credit along a tree: every edge has the worth of what lies below it (TreeGRPO, arXiv:2512.08153; BranchGRPO,
+"""Credit along a tree: every edge has the worth of what lies below it (TreeGRPO, arXiv:2512.08153;
+BranchGRPO,
 arXiv:2509.06040; Dynamic-TreeRPO, arXiv:2509.23352). Shapes: n nodes of a level, B leaves, R rewards.
 """
 
@@ -75,7 +76,7 @@ def aggregate(
         above, below = child.parent[known], value[known]
         if how == "max":
             value = value.new_full((size, value.shape[1]), -torch.inf)
-            value = value.index_reduce(0, above, below, "amax")
+            value = value.scatter_reduce(0, above[:, None].expand_as(below), below, "amax")
             value = torch.where(value.isinf(), torch.nan, value)
         else:
             # Steps that are not drawn have no log-prob; they have no sibling either.

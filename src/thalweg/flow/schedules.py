@@ -116,8 +116,8 @@ class Diffusers(Part):
         return torch.cat([shift_towards_noise(levels, self.shift), levels.new_zeros(1)]).float()
 
     def warp(self, u: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
-        """σ at places of the even grid, float64. The levels of `sigmas` are not evenly placed at the clean end:
-        their last place but one is u = 0 to the training levels, and here 0 is 0.
+        """σ at places of the even grid, float64. The levels of `sigmas` are not evenly placed at the clean
+        end: their last place but one is u = 0 to the training levels, and here 0 is 0.
         """
         return shift_towards_noise(shift_towards_noise(u, self.shift), self.shift)
 

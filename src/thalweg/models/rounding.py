@@ -13,7 +13,9 @@ FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
 def rounded(values: Float[Tensor, "..."], format: Format, block_size: int) -> Float[Tensor, "..."]:
-    """The nearest value that the format holds; each block of neighbours has a scale, kept in full precision."""
+    """The nearest value that the format holds; each block of neighbours has a scale, kept in full
+    precision.
+    """
     flat = values.flatten()
     blocks = torch.nn.functional.pad(flat, (0, -len(flat) % block_size)).view(-1, block_size)
     largest = blocks.abs().amax(1, keepdim=True)

@@ -42,7 +42,9 @@ class ClippedRatio(Part):
     clip_range: float = Field(default=1e-4, gt=0)
     """c: the ratio is held in [1-c, 1+c]. Tiny, because log-probs are averaged over latents."""
     clip_nats: float | None = Field(default=None, gt=0)
-    """c in nats of the log-ratio summed over latents, in place of `clip_range`: the same at any resolution."""
+    """c in nats of the log-ratio summed over latents, in place of `clip_range`: the same at any
+    resolution.
+    """
     clip_range_max: float | None = Field(default=None, gt=0)
     """The side to which an advantage pulls is held by more, clip_range + (clip_range_max - clip_range)
     sigmoid(clip_sensitivity A), the other by less (our reading of Dynamic-TreeRPO, arXiv:2509.23352).
@@ -83,7 +85,8 @@ class ClippedRatio(Part):
             )
         if self.clip_range_max is not None and self.clip_range_max < self.clip_range:
             raise ValueError(
-                f"clip_range_max={self.clip_range_max:g} is less than clip_range={self.clip_range:g}; give more"
+                f"clip_range_max={self.clip_range_max:g} is less than clip_range={self.clip_range:g}; "
+                "give more"
             )
         if self.clip_nats is not None and ("clip_range" in self.model_fields_set or self.clip_range_max):
             raise ValueError("clip_nats stands in place of clip_range and clip_range_max; give one of them")

@@ -1,6 +1,8 @@
-"""Rollout correction: the rollout and the training path disagree about the same step (verl-project/verl-omni).
+"""Rollout correction: the rollout and the training path disagree about the same step
+(verl-project/verl-omni).
 
-b is the log-prob as the rollout saw it, o the one recomputed on the training path before the first update. The
+b is the log-prob as the rollout saw it, o the one recomputed on the training path before the first update.
+The
 ratio of the update compares with o; each sample or step is weighed by w = min(exp(o - b), limit), and samples
 that are too far apart are rejected. Both act on the advantage, so the loss is an average over all rows and
 rejected ones dilute it. Shapes: B rows.

@@ -1,7 +1,6 @@
 """Finished samples under drawn noise levels as rows. Shapes: B leaves, R rewards, ... latent axes."""
 
 import torch
-from torch import Tensor
 
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.noise import Address, normals

@@ -45,8 +45,8 @@ def masked(
     divergence: Float[Tensor, " U"],
     divergence_range: float,
 ) -> tuple[Float[Tensor, " U"], Float[Tensor, " U"]]:
-    """Flow-DPPO's loss -A rho (arXiv:2606.11025; Tencent-Hunyuan/UniRL), 0 where the divergence has reached its
-    range and the update would lead further away, and the share of rewards for which it is 0.
+    """Flow-DPPO's loss -A rho (arXiv:2606.11025; Tencent-Hunyuan/UniRL), 0 where the divergence has reached
+    its range and the update would lead further away, and the share of rewards for which it is 0.
     """
     ratio = log_ratio.exp()[:, None].expand_as(advantages)
     away = ((ratio > 1) & (advantages > 0)) | ((ratio < 1) & (advantages < 0))
@@ -80,7 +80,8 @@ LOG_RATIO: Mapping[RatioKind, Callable[[Mapping[str, Tensor], Transitions], Tens
     "sum": _sum,
     "guard": _guard,
 }
-"""Of a step: `step` averages over d latent elements; `sum` is d times that, the true log-ratio; `unnormalized`
+"""Of a step: `step` averages over d latent elements; `sum` is d times that, the true log-ratio;
+`unnormalized`
 drops 1 / (2 s^2) as Flow-CPS publishes it; `guard` is mean(delta z) with delta = mean - mean_old, without the
 negative bias -delta^2 / (2 s^2) and of one scale for all steps (GRPO-Guard, arXiv:2510.22319).
 """

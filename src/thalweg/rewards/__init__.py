@@ -63,14 +63,15 @@ def finished(rewards: Sequence[Reward]) -> list[Reward]:
 
 
 def judges_steps(reward: Reward) -> bool:
-    return False
+    """Whether the recipe has it judge noisy states in place of finished samples."""
+    return isinstance(reward, ScorerReward) and reward.at == "steps"
 
 
 def score_steps(rewards: Sequence[Reward], forest: Forest) -> dict[str, tuple[Float[Tensor, " _"], ...]]:
     """For every level, what each state that a trained step leads to is worth, NaN elsewhere."""
     scores = {}
     for reward in rewards:
-        if not judges_steps(reward):
+        if not (isinstance(reward, ScorerReward) and judges_steps(reward)):
             continue
         levels = []
         for level in forest.levels:
@@ -89,7 +90,7 @@ def score_steps(rewards: Sequence[Reward], forest: Forest) -> dict[str, tuple[Fl
 
 def value_of(rewards: Sequence[Reward], name: str) -> Callable[[Tensor, Tensor, Sequence[Prompt]], Tensor]:
     """(x, sigma, prompts) -> the named reward of noisy states, differentiable in x."""
-    return next(reward for reward in rewards if reward.name == name).score_latents
+    return next(r for r in rewards if isinstance(r, ScorerReward) and r.name == name).score_latents
 
 
 def without_infinite(scores: Scores) -> Scores:

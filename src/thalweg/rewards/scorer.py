@@ -28,6 +28,10 @@ class ScorerReward(Part):
 
     kind: Literal["scorer"] = "scorer"
     world: str = "scenes"
+    at: Literal["samples", "steps"] = "samples"
+    """Judge finished samples; or every state that a trained step leads to, as credit 'process' and
+    rollout.guidance read it.
+    """
     log_odds: bool = False
     """log p/(1-p) in place of p: its gradient does not fade where the network is sure."""
     weight: float = 1.0

@@ -30,7 +30,9 @@ class Guidance(Part):
     strength: PositiveFloat = 0.01
     """k_g; Euphonium has .01 = eta² / (2 beta) with eta .25 and beta 3.125."""
     steps: tuple[int, ...] | None = None
-    """Which drawn steps are steered; None: all. Late ones, where the reward of a noisy state can be trusted."""
+    """Which drawn steps are steered; None: all. Late ones, where the reward of a noisy state can be
+    trusted.
+    """
     gradient: Literal["exact", "spsa"] = "exact"
     """By autograd, or from two values along a random direction: (r(x + q u) - r(x - q u)) / (2 q) u."""
     probe_size: PositiveFloat = 0.01

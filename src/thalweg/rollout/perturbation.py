@@ -1,13 +1,14 @@
 """Samples of one prompt under varied embeddings, so that a group keeps its spread (E2PO, arXiv:2605.15803).
 
-Variant 0 is the prompt's own embedding e; variant k adds a learned shift to the content tokens, found by a few
-gradient steps on
+Variant 0 is the prompt's own embedding e; variant k adds a learned shift to the content tokens, found by a
+few gradient steps on
 
-    diversity_weight * mean over pairs of cos(e_k, e_l)  +  sum over k of max(|cos(e_k, e) - similarity| - margin, 0)
+    diversity_weight * mean over pairs of cos(e_k, e_l)
+    + sum over k of max(|cos(e_k, e) - similarity| - margin, 0)
 
 with e_k the mean over content tokens. At noise level σ the condition is C + γ (C_k - C) with
-γ = clip((σ - (1 - reach)) / reach, 0, 1): whole at σ = 1, the prompt's own below σ = 1 - reach. Training always
-sees the prompt's own condition. Our reading: numbers of the learning phase are not public.
+γ = clip((σ - (1 - reach)) / reach, 0, 1): whole at σ = 1, the prompt's own below σ = 1 - reach. Training
+always sees the prompt's own condition. Our reading: numbers of the learning phase are not public.
 Shapes: r roots, K variants, L text tokens, D embedding width.
 """
 

@@ -33,8 +33,8 @@ class PlanContract(Protocol):
         ...
 
     def layout(self, num_steps: int, leaves: int, draw: Address) -> Layout:
-        """What grows from one root. Random choices come from `draw`, which differs by iteration, and by prompt
-        where the plan has a field `per_prompt` that is set.
+        """What grows from one root. Random choices come from `draw`, which differs by iteration, and by
+        prompt where the plan has a field `per_prompt` that is set.
         """
         ...
 
@@ -163,8 +163,8 @@ class Tree(Sliding):
     drawn: Literal["all", "forks"] = "all"
     """Which steps of the window are drawn and trained: every one, or only those with forks ("Branch-Mix")."""
     fork_spread: PositiveFloat = 1.0
-    """Factor on the standard deviation of a step that forks, to set siblings apart (BranchGRPO: 4). Differs from
-    its code: the density has it too, where the code scores the wider draw under the narrow density.
+    """Factor on the standard deviation of a step that forks, to set siblings apart (BranchGRPO: 4). Differs
+    from its code: the density has it too, where the code scores the wider draw under the narrow density.
     """
     noise_growth: float = Field(default=0.0, ge=0)
     """Noise levels grow with depth: the factor is 1 + noise_growth h / (H-1) at fork h of H (our reading of
@@ -302,7 +302,8 @@ def last_drawn(layout: Layout) -> int:
 
 
 def with_probes(layout: Layout) -> Layout:
-    """The layout and, from every state that starts or ends a drawn step, a deterministic way to the end, whose
+    """The layout and, from every state that starts or ends a drawn step, a deterministic way to the end,
+    whose
     score tells what the state is worth (DenseGRPO, arXiv:2601.20218). Where only deterministic steps follow,
     the sample itself is that way.
     """

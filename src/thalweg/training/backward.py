@@ -133,8 +133,8 @@ def on_training_path(
     micro_batch: int,
     processes: Processes,
 ) -> tuple[Rows, Metrics]:
-    """The rows as training sees them before its first update, and how far the rollout was from that: where the
-    objective asks for it, log-probs computed again, and rows weighed by the difference.
+    """The rows as training sees them before its first update, and how far the rollout was from that: where
+    the objective asks for it, log-probs computed again, and rows weighed by the difference.
     """
     if not isinstance(objective, ClippedRatio) or not isinstance(rows, Transitions):
         return rows, {}

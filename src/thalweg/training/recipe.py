@@ -197,23 +197,27 @@ def _credit_problems(recipe: Recipe) -> list[str]:
     siblings = isinstance(credit, ProcessCredit) and credit.compare == "siblings"
     if rollout.group_size < 2 and getattr(credit, "std", "none") != "none" and not siblings:
         problems.append(
-            f"rollout.group_size={rollout.group_size}: a group of one has no better and no worse; give 2 or more"
+            f"rollout.group_size={rollout.group_size}: a group of one has no better and no worse; "
+            "give 2 or more"
         )
     if isinstance(credit, DenseCredit) != rollout.probes:
         problems.append(
-            "credit.kind: 'dense' credits a step by the probes of the states around it; set rollout.probes=true"
+            "credit.kind: 'dense' credits a step by the probes of the states around it; set "
+            "rollout.probes=true"
             if not rollout.probes
             else "rollout.probes: only credit 'dense' reads them, and they cost passes; leave them out"
         )
     if isinstance(credit, TreeCredit) and not isinstance(rollout.plan, Tree):
         problems.append(
-            f"credit.kind: 'tree' credits the edges of a tree, and the plan '{rollout.plan.kind}' grows none; use "
+            f"credit.kind: 'tree' credits the edges of a tree, and the plan '{rollout.plan.kind}' "
+            "grows none; use "
             "the plan tree, or credit 'group'"
         )
     of_steps = [reward.name for reward in recipe.rewards if judges_steps(reward)]
     if isinstance(credit, ProcessCredit) and credit.process_weight and not of_steps:
         problems.append(
-            "credit.kind: 'process' reads a reward of noisy states; add one, such as {kind: scorer, at: steps}"
+            "credit.kind: 'process' reads a reward of noisy states; add one, such as "
+            "{kind: scorer, at: steps}"
         )
     if of_steps and not isinstance(credit, ProcessCredit):
         guided = rollout.guidance.reward if rollout.guidance else None
@@ -249,14 +253,16 @@ def _selection_problems(recipe: Recipe) -> list[str]:
         "equal_levels": chosen.equal_levels,
     }
     problems += [
-        f"selection.{name}: acts on trained steps, and objective '{objective.kind}' trains whole samples; leave "
+        f"selection.{name}: acts on trained steps, and objective '{objective.kind}' trains whole "
+        "samples; leave "
         "it out"
         for name, is_set in of_steps.items()
         if is_set and not on_path
     ]
     if chosen.width_prune != "none" and not isinstance(rollout.plan, Tree):
         problems.append(
-            f"selection.width_prune: prunes a tree, and the plan '{rollout.plan.kind}' grows none; leave it out"
+            f"selection.width_prune: prunes a tree, and the plan '{rollout.plan.kind}' grows none; "
+            "leave it out"
         )
     if chosen.best_of is not None and chosen.best_of > rollout.group_size:
         problems.append(
@@ -283,7 +289,8 @@ def _selection_problems(recipe: Recipe) -> list[str]:
         )
     if rollout.perturbation is not None and on_path:
         problems.append(
-            "rollout.perturbation: samples are drawn under other conditions than training sees, so their steps "
+            "rollout.perturbation: samples are drawn under other conditions than training sees, so "
+            "their steps "
             "have another density; use an objective over finished samples, such as nft"
         )
     if rollout.explore is not None and not isinstance(rollout.plan, Deterministic):

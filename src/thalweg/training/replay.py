@@ -112,7 +112,8 @@ class ReplayBuffer:
         if held is None or tuple(held.shape[1:]) != latent_shape:
             found = "no latents" if held is None else f"latents of shape {tuple(held.shape[1:])}"
             raise UserError(
-                f"{source}: the replay buffer holds {found}, this model's have {latent_shape}; resume with the "
+                f"{source}: the replay buffer holds {found}, this model's have {latent_shape}; resume "
+                "with the "
                 "model it was written with, or remove the file to go on with an empty buffer"
             )
         tensors = dict(tensors)
@@ -153,7 +154,7 @@ def _best(rows: dict[str, Tensor], quantile: float) -> Bool[Tensor, " B"]:
     keep = torch.zeros(len(rows["sample"]), dtype=torch.bool)
     for slot in rows["prompt_slot"].unique().tolist():
         own = rows["prompt_slot"] == slot
-        samples, first, which = _first_rows(rows["sample"][own])
+        _, first, which = _first_rows(rows["sample"][own])
         value = rows["advantages"][own].sum(1)[first].double()
         keep[own] = (value >= value.quantile(quantile))[which]
     return keep

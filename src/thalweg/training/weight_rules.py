@@ -50,8 +50,8 @@ class EMA(Part):
 
 
 class Rounded(Part):
-    """Becomes the source rounded to low precision after every iteration: emulates a quantised copy that explores
-    (Sol-RL, arXiv:2604.06916). With LoRA only the adapters are rounded, the base is not.
+    """Becomes the source rounded to low precision after every iteration: emulates a quantised copy that
+    explores (Sol-RL, arXiv:2604.06916). With LoRA only the adapters are rounded, the base is not.
     """
 
     kind: Literal["rounded"] = "rounded"
