@@ -10,12 +10,13 @@ from thalweg.objectives.sigma_draw import Stratified
 from thalweg.rollout import Deterministic, Rollout, Root, grow
 
 PROMPTS = (Prompt("a", {"shift": 0.0}), Prompt("b", {"shift": 3.0}))
+GRID = torch.linspace(1, 0.125, 8)
 ROOTS = [Root(slot, group, slot * 2 + group, slot) for slot in (0, 1) for group in (0, 1)]
 
 
 def test_one_level_falls_into_each_stratum():
     draw = Stratified(num_sigmas=4, sigma_min=0.2, sigma_max=1.0)
-    drawn = torch.stack([draw.draw(Address(0, "sigmas", iteration)) for iteration in range(500)])
+    drawn = torch.stack([draw.draw(Address(0, "sigmas", iteration), GRID) for iteration in range(500)])
     for stratum in range(4):
         low = 0.2 + 0.2 * stratum
         column = drawn[:, stratum]
@@ -25,7 +26,7 @@ def test_one_level_falls_into_each_stratum():
 
 
 def test_levels_are_shifted_towards_noise():
-    plain, shifted = (Stratified(shift=s).draw(Address(0, "sigmas")) for s in (1.0, 3.0))
+    plain, shifted = (Stratified(shift=s).draw(Address(0, "sigmas"), GRID) for s in (1.0, 3.0))
     assert_close(shifted, 3 * plain / (1 + 2 * plain))
 
 

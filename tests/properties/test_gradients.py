@@ -9,7 +9,9 @@ from torch.testing import assert_close
 from thalweg.core.processes import Processes
 from thalweg.core.values import Prompt, Transitions
 from thalweg.flow import FlowSDE
-from thalweg.objectives import NFT, ChunkRatio, ClippedRatio
+from thalweg.objectives import ChunkRatio, ClippedRatio, Forward
+from thalweg.objectives.forward import Pull
+from thalweg.objectives.rules import Implicit
 from thalweg.rollout import AllSteps, Rollout, Root, grow
 from thalweg.training.backward import Report, backward, recompute_log_probs
 
@@ -42,7 +44,7 @@ def gradient(objective, policy, rows, condition, micro_batch, share=0.01) -> lis
 OBJECTIVES = [
     ClippedRatio(clip_range=0.01, kl_weight=0.1),
     ChunkRatio(chunks=(2, 3), clip_range=0.01),
-    NFT(kl_weight=0.1),
+    Forward(rule=Implicit(), pulls=(Pull(to="reference", weight=0.1),)),
 ]
 
 
@@ -137,13 +139,11 @@ def test_the_gradient_is_that_of_the_summed_loss(linear_policy):
 @pytest.mark.parametrize("micro_batch", [1000, 7])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
 def test_the_report_is_the_same_for_any_split(objective, micro_batch, linear_policy):
-    policy = linear_policy()
-    rows, condition = experience(objective, policy)
-    whole = backward(objective, policy, rows, condition, 1000, 1.0)
-    split = backward(objective, policy, rows, condition, micro_batch, 1.0)
-    assert whole.units == split.units == {"clipped_ratio": 30, "chunk_ratio": 12, "nft": 18}[objective.kind]
-    assert split.totals == pytest.approx(whole.totals, rel=1e-4)
-    assert split.ratio_deviation == pytest.approx(whole.ratio_deviation, rel=1e-4)
+    policy = linear_policy() rows, condition = experience(objective, policy) whole = backward(objective,
+    policy, rows, condition, 1000, 1.0) split = backward(objective, policy, rows, condition, micro_batch,
+    1.0) assert whole.units == split.units == {"clipped_ratio": 30, "chunk_ratio": 12, "forward":
+    18}[objective.kind] assert split.totals == pytest.approx(whole.totals, rel=1e-4) assert
+    split.ratio_deviation == pytest.approx(whole.ratio_deviation, rel=1e-4)
 
 
 def test_the_ratio_deviation_is_the_largest_gap_to_the_stored_log_prob(linear_policy):

@@ -7,10 +7,10 @@ from pydantic import Field, SerializeAsAny
 from thalweg.core.part import OWN_PART
 from thalweg.objectives.chunk_ratio import ChunkRatio
 from thalweg.objectives.clipped_ratio import ClippedRatio
-from thalweg.objectives.nft import NFT
+from thalweg.objectives.forward import Forward
 
 Objective = Annotated[
-    SerializeAsAny[Annotated[ClippedRatio | ChunkRatio | NFT, Field(discriminator="kind")]], OWN_PART
+    SerializeAsAny[Annotated[ClippedRatio | ChunkRatio | Forward, Field(discriminator="kind")]], OWN_PART
 ]
 
-__all__ = ["NFT", "ChunkRatio", "ClippedRatio", "Objective"]
+__all__ = ["ChunkRatio", "ClippedRatio", "Forward", "Objective"]

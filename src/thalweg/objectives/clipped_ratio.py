@@ -8,7 +8,7 @@ the true ratio to the power 1/d and c is tiny. Shapes: B rows, R rewards, ... la
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -38,7 +38,10 @@ class ClippedRatio(Part):
     """Compare with the rollout's log-prob, or with one recomputed on the training path before the first
     update.
     """
-    unit: ClassVar[Unit] = "row"
+
+    @property
+    def unit(self) -> Unit:
+        return "row"
 
     @property
     def anchors(self) -> tuple[str, ...]:

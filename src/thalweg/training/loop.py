@@ -21,7 +21,7 @@ from thalweg.rewards import require_finite, score, total, weights_of
 from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Root, grow
 from thalweg.training import checkpoint
-from thalweg.training.backward import Report, Rows, backward, recompute_log_probs
+from thalweg.training.backward import Report, backward, recompute_log_probs
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.data import draw_prompts, load_prompts, require_judged
@@ -32,6 +32,7 @@ from thalweg.training.recipe import Recipe
 from thalweg.training.run import RunFolder, command_line, default_folder
 from thalweg.training.stop import StopRequest
 from thalweg.training.trackers import Trackers, require_installed
+from thalweg.training.units import Rows, needed, together
 from thalweg.training.weight_rules import add_named, after_iteration, after_update
 from thalweg.worlds import find_world
 
@@ -159,6 +160,7 @@ def iterate(
             forest, advantages[mine], seed=recipe.seed, iteration=state.iteration
         )
         rows = recipe.credit.select(rows, seed=recipe.seed, iteration=state.iteration)
+        rows = needed(recipe.objective.unit, rows, processes)
     with clock.stage("update"):
         learned = learn(recipe, policy, optimizer, forest, rows, leaves, processes, state)
     state.iteration += 1
@@ -202,21 +204,22 @@ def learn(
     processes: Processes,
     state: State,
 ) -> Metrics:
-    """Split the rows into updates by sample, the same way on any number of processes, and take them."""
+    """Split the rows into updates by whole units, the same way on any number of processes, and take them."""
     optim, report, deviation, norms = recipe.optim, Report(), 0.0, list[float]()
     if isinstance(rows, Transitions) and getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
         again = recompute_log_probs(recipe.objective, policy, rows, forest.condition, optim.micro_batch)
         rows = replace(rows, old_log_prob=again)
-    order = leaves.sample[Address(recipe.seed, "order", state.iteration, path=(1,)).permutation(len(leaves))]
-    for samples in order.tensor_split(optim.updates_per_iteration):
-        part = rows.index(torch.isin(rows.sample, samples))
+    unit = recipe.objective.unit
+    whole = together(unit, leaves).unique()
+    order = whole[Address(recipe.seed, "order", state.iteration, path=(1,)).permutation(len(whole))]
+    for chosen in order.tensor_split(optim.updates_per_iteration):
+        part = rows.index(torch.isin(together(unit, rows), chosen))
         weight = part.weight.double().sum()[None]
         processes.add([weight])
         if float(weight) == 0:
             continue
-        done = backward(
-            recipe.objective, policy, part, forest.condition, optim.micro_batch, 1 / float(weight)
-        )
+        share = 1 / float(weight)
+        done = backward(recipe.objective, policy, part, forest.condition, optim.micro_batch, share, processes)
         norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
         if not norms:
             deviation = done.ratio_deviation

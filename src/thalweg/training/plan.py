@@ -8,6 +8,7 @@ import torch
 from thalweg.core.errors import UserError
 from thalweg.models import Policy
 from thalweg.training.recipe import Recipe
+from thalweg.training.units import WIDE
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,20 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         of_sample = max(1, int(recipe.credit.trained_fraction * of_sample))
     else:
         of_sample = levels.num_sigmas
-    rows, anchors = samples * of_sample, len(recipe.objective.anchors)
+    unit = recipe.objective.unit
+    # Of a prompt's samples, a pair is what a loss term depends on.
+    trained_samples = 2 * recipe.data.prompts_per_iteration if unit == "pair" else samples
+    rows, anchors = trained_samples * of_sample, len(recipe.objective.anchors)
     others = rows * anchors
-    if recipe.objective.unit != "row":
+    if unit != "row":
         # Units wider than a micro-batch take two sweeps, each with the anchors' passes.
-        updates = (len(part) * of_sample // processes for part in _parts(samples, recipe))
+        whole = recipe.data.prompts_per_iteration if unit in WIDE else samples
+        of_whole = rows // whole
+        updates = (len(part) * of_whole // processes for part in _parts(whole, recipe))
         others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (1 + anchors)
     if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
         others += rows * (1 + anchors)
-    states = 2 * trained * recipe.data.prompts_per_iteration if levels is None else 2 * rows
+    states = 2 * trained * recipe.data.prompts_per_iteration if levels is None else 2 * samples * of_sample
     size = math.prod(policy.latent_shape) * torch.float32.itemsize
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
     return BatchPlan(
@@ -80,6 +86,6 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
     )
 
 
-def _parts(samples: int, recipe: Recipe) -> tuple[torch.Tensor, ...]:
-    """The samples of each update."""
-    return torch.arange(samples).tensor_split(recipe.optim.updates_per_iteration)
+def _parts(whole: int, recipe: Recipe) -> tuple[torch.Tensor, ...]:
+    """What each update gets of so many things that stay together."""
+    return torch.arange(whole).tensor_split(recipe.optim.updates_per_iteration)

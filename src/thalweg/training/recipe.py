@@ -17,11 +17,14 @@ from thalweg.core.part import Part
 from thalweg.credit import Credit
 from thalweg.evaluation.benchmark import Evaluation
 from thalweg.models import POLICY, Model
-from thalweg.objectives import NFT, ChunkRatio, ClippedRatio, Objective
+from thalweg.objectives import ChunkRatio, ClippedRatio, Forward, Objective
+from thalweg.objectives.rules import Centred
+from thalweg.objectives.sigma_draw import Grid
 from thalweg.rewards import Reward
 from thalweg.rollout import Branch, Rollout
 from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
+from thalweg.training.units import WIDE
 from thalweg.training.weight_rules import WeightRule
 
 
@@ -169,11 +172,11 @@ def _across_sections(recipe: Recipe) -> list[str]:
             "objective.kind: 'chunk_ratio' needs every sample to train the same steps in a row; use the plan "
             "all_steps or window, and credit.trained_fraction=1"
         )
-    if isinstance(recipe.objective, NFT) and recipe.credit.step_weight != "uniform":
-        problems.append(
-            "credit.step_weight: only trained steps have one; objective 'nft' trains whole samples"
-        )
-    if recipe.rollout.group_size < 2 and recipe.credit.std != "none":
+    if isinstance(recipe.objective, Forward):
+        problems += _forward(recipe.objective, recipe)
+    if recipe.objective.unit in WIDE:
+        problems += _whole_groups(recipe)
+    if recipe.rollout.group_size < 2 and (recipe.credit.std != "none" or recipe.objective.unit in WIDE):
         problems.append(
             f"rollout.group_size={recipe.rollout.group_size}: a group of one has no better and no "
             "worse; give 2 or more"
@@ -183,12 +186,12 @@ def _across_sections(recipe: Recipe) -> list[str]:
             f"evaluation.diversity_group={recipe.evaluation.diversity_group}: diversity is a distance of "
             "images of a prompt; give 2 or more, or diversity_prompts=0"
         )
-    samples = recipe.data.prompts_per_iteration * recipe.rollout.group_size
-    if recipe.optim.updates_per_iteration > samples:
+    prompts, whole = recipe.data.prompts_per_iteration, recipe.objective.unit in WIDE
+    parts = prompts if whole else prompts * recipe.rollout.group_size
+    if recipe.optim.updates_per_iteration > parts:
         problems.append(
-            f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only "
-            f"{samples} "
-            "samples; give fewer updates"
+            f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only {parts} "
+            f"{'groups, which stay whole' if whole else 'samples'}; give fewer updates"
         )
     names = [reward.name for reward in recipe.rewards]
     if not names:
@@ -196,6 +199,48 @@ def _across_sections(recipe: Recipe) -> list[str]:
     if len(set(names)) < len(names):
         problems.append(f"rewards: two have the same name ({', '.join(sorted(names))}); remove one")
     return problems
+
+
+def _forward(objective: Forward, recipe: Recipe) -> list[str]:
+    """What keeps a forward objective from its noise levels, its noise or its anchors."""
+    problems, sigmas = [], objective.sigmas
+    if recipe.credit.step_weight != "uniform":
+        problems.append(
+            "credit.step_weight: only trained steps have one; objective 'forward' trains whole samples"
+        )
+    if recipe.rollout.plan.stochastic and objective.noise == "rollout":
+        problems.append(
+            f"objective.noise='rollout': the plan '{recipe.rollout.plan.kind}' draws more noise than a sample "
+            "starts from; use the plan deterministic, or noise=fresh"
+        )
+    if isinstance(sigmas, Grid):
+        levels = len(sigmas.candidates(len(recipe.rollout.sigmas()) - 1))
+        if sigmas.num_sigmas > levels:
+            problems.append(
+                f"objective.sigmas.num_sigmas={sigmas.num_sigmas}: the rollout has only {levels} levels to "
+                "draw from; give fewer, a larger noisy_fraction, or a smaller skip"
+            )
+    return problems
+
+
+def _whole_groups(recipe: Recipe) -> list[str]:
+    """What would take samples out of a group whose loss spans all of them."""
+    objective, credit, problems = recipe.objective, recipe.credit, []
+    spans = f"objective '{objective.kind}' compares the samples of a prompt"
+    if credit.group_by != ("prompt",):
+        problems.append(f"credit.group_by={list(credit.group_by)}: {spans}; use [prompt]")
+    if credit.trained_fraction < 1:
+        problems.append(
+            f"credit.trained_fraction={credit.trained_fraction}: {spans} at the same levels; give 1"
+        )
+    if credit.drop_zero and _needs_every_sample(objective):
+        problems.append(f"credit.drop_zero: {spans}, those of advantage 0 too; give false")
+    return problems
+
+
+def _needs_every_sample(objective: Objective) -> bool:
+    """Whether a sample of advantage 0 has a part in the loss of its group."""
+    return isinstance(objective, Forward) and isinstance(objective.rule, Centred)
 
 
 def _densities(recipe: Recipe) -> list[str]:

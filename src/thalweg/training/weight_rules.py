@@ -2,14 +2,16 @@
 
     name <- keep * name + (1 - keep) * source,    keep = min(ramp (n - delay), decay), and 0 before the delay
 
-n counts the policy's updates, or its iterations. Presets of the papers: DiffusionNFT "slow" is ramp .001,
-decay .5; "fast" ramp .02, decay .99; "delayed" ramp .0075, decay .999, delay 75.
+n counts the policy's updates, or its iterations. In a recipe `update: slow` stands for one of the schedules
+in PRESETS, which come from DiffusionNFT, AWM and DGPO.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from thalweg.core.names import nearest
 from thalweg.core.part import Part
 from thalweg.models.weights import POLICY, NamedWeights
 
@@ -47,6 +49,27 @@ class EMA(Part):
         return self.decay if self.ramp is None else min(self.ramp * (count - self.delay), self.decay)
 
 
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "frozen": {"kind": "frozen"},
+    "copy": {"kind": "copy"},
+    "slow": {"kind": "ema", "ramp": 0.001, "decay": 0.5},
+    "fast": {"kind": "ema", "ramp": 0.02, "decay": 0.99},
+    "delayed": {"kind": "ema", "ramp": 0.0075, "decay": 0.999, "delay": 75},
+    "trailing": {"kind": "ema", "ramp": 0.001, "decay": 0.3},
+}
+"""Schedules by name; `trailing` is the fast average that AWM and DGPO step away from."""
+
+
+def _preset(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in PRESETS:
+        raise ValueError(
+            f"no schedule is called '{value}'{nearest(value, PRESETS)}; or give a mapping with `kind`"
+        )
+    return dict(PRESETS[value])
+
+
 class WeightRule(Part):
     """One named set of weights."""
 
@@ -54,7 +77,8 @@ class WeightRule(Part):
 
     source: str = Field(default=POLICY, alias="from")
     """The set it starts from and follows."""
-    update: Annotated[Frozen | Copy | EMA, Field(discriminator="kind")]
+    update: Annotated[Annotated[Frozen | Copy | EMA, Field(discriminator="kind")], BeforeValidator(_preset)]
+    """How it follows: `kind` and its numbers, or the name of a published schedule."""
 
 
 def add_named(weights: NamedWeights, rules: dict[str, WeightRule]) -> None:
