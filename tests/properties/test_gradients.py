@@ -139,11 +139,14 @@ def test_the_gradient_is_that_of_the_summed_loss(linear_policy):
 @pytest.mark.parametrize("micro_batch", [1000, 7])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
 def test_the_report_is_the_same_for_any_split(objective, micro_batch, linear_policy):
-    policy = linear_policy() rows, condition = experience(objective, policy) whole = backward(objective,
-    policy, rows, condition, 1000, 1.0) split = backward(objective, policy, rows, condition, micro_batch,
-    1.0) assert whole.units == split.units == {"clipped_ratio": 30, "chunk_ratio": 12, "forward":
-    18}[objective.kind] assert split.totals == pytest.approx(whole.totals, rel=1e-4) assert
-    split.ratio_deviation == pytest.approx(whole.ratio_deviation, rel=1e-4)
+    policy = linear_policy()
+    rows, condition = experience(objective, policy)
+    whole = backward(objective, policy, rows, condition, 1000, 1.0)
+    split = backward(objective, policy, rows, condition, micro_batch, 1.0)
+    units = {"clipped_ratio": 30, "chunk_ratio": 12, "forward": 18}
+    assert whole.units == split.units == units[objective.kind]
+    assert split.totals == pytest.approx(whole.totals, rel=1e-4)
+    assert split.ratio_deviation == pytest.approx(whole.ratio_deviation, rel=1e-4)
 
 
 def test_the_ratio_deviation_is_the_largest_gap_to_the_stored_log_prob(linear_policy):

@@ -10,15 +10,19 @@ def segments(*columns: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
     return torch.unique(torch.stack(columns, 1), dim=0, return_inverse=True)[1]
 
 
+def sum_over(values: Float[Tensor, " B"], segment: Int64[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """The sum over each row's segment."""
+    size = int(segment.max()) + 1 if len(segment) else 0
+    return torch.zeros(size, dtype=values.dtype).index_add(0, segment, values)[segment]
+
+
 def mean_over(
     values: Float[Tensor, " B"], weight: Float[Tensor, " B"], segment: Int64[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
     """The weighted mean of each row's segment, 0 where its weights add up to 0."""
-    size = int(segment.max()) + 1 if len(segment) else 0
     weight = weight.to(values.dtype)
-    total = torch.zeros(size, dtype=values.dtype).index_add(0, segment, values * weight)
-    mass = torch.zeros(size, dtype=values.dtype).index_add(0, segment, weight)
-    return (total / torch.where(mass == 0, 1, mass))[segment]
+    mass = sum_over(weight, segment)
+    return sum_over(values * weight, segment) / torch.where(mass == 0, 1, mass)
 
 
 def best_and_worst(
@@ -39,3 +43,12 @@ def best_and_worst(
         first = first.scatter_reduce(0, group, candidate, "amin", include_self=False)
         rank[sample == first[group]] = sign
     return torch.where(ends[1] > ends[-1], rank, 0)
+
+
+def log_softmax_over(values: Float[Tensor, " B"], segment: Int64[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """log of each row's share in the exponentials of its segment."""
+    size = int(segment.max()) + 1 if len(segment) else 0
+    highest = torch.zeros(size, dtype=values.dtype)
+    highest = highest.scatter_reduce(0, segment, values.detach(), "amax", include_self=False)
+    lifted = values - highest[segment]
+    return lifted - sum_over(lifted.exp(), segment).log()

@@ -17,7 +17,7 @@ from thalweg.core.part import Part
 from thalweg.credit import Credit
 from thalweg.evaluation.benchmark import Evaluation
 from thalweg.models import POLICY, Model
-from thalweg.objectives import ChunkRatio, ClippedRatio, Forward, Objective
+from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward, Objective
 from thalweg.objectives.rules import Centred
 from thalweg.objectives.sigma_draw import Grid
 from thalweg.rewards import Reward
@@ -163,14 +163,14 @@ def _across_sections(recipe: Recipe) -> list[str]:
         if rule.source in known and rule.source not in made:
             problems.append(f"weights.{name}.from: '{rule.source}' comes later; write it above '{name}'")
         made.append(name)
-    if isinstance(recipe.objective, ClippedRatio | ChunkRatio):
+    if isinstance(recipe.objective, ClippedRatio | ChunkRatio | Balance):
         problems += _densities(recipe)
-    if isinstance(recipe.objective, ChunkRatio) and (
+    if isinstance(recipe.objective, ChunkRatio | Balance) and (
         recipe.credit.trained_fraction < 1 or isinstance(recipe.rollout.plan, Branch)
     ):
         problems.append(
-            "objective.kind: 'chunk_ratio' needs every sample to train the same steps in a row; use the plan "
-            "all_steps or window, and credit.trained_fraction=1"
+            f"objective.kind: '{recipe.objective.kind}' needs every sample to train the same steps in a row; "
+            "use the plan all_steps or window, and credit.trained_fraction=1"
         )
     if isinstance(recipe.objective, Forward):
         problems += _forward(recipe.objective, recipe)
@@ -190,8 +190,8 @@ def _across_sections(recipe: Recipe) -> list[str]:
     parts = prompts if whole else prompts * recipe.rollout.group_size
     if recipe.optim.updates_per_iteration > parts:
         problems.append(
-            f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only {parts} "
-            f"{'groups, which stay whole' if whole else 'samples'}; give fewer updates"
+            f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only "
+            f"{parts} {'groups, which stay whole' if whole else 'samples'}; give fewer updates"
         )
     names = [reward.name for reward in recipe.rewards]
     if not names:
@@ -210,8 +210,8 @@ def _forward(objective: Forward, recipe: Recipe) -> list[str]:
         )
     if recipe.rollout.plan.stochastic and objective.noise == "rollout":
         problems.append(
-            f"objective.noise='rollout': the plan '{recipe.rollout.plan.kind}' draws more noise than a sample "
-            "starts from; use the plan deterministic, or noise=fresh"
+            f"objective.noise='rollout': the plan '{recipe.rollout.plan.kind}' draws more noise than a "
+            "sample starts from; use the plan deterministic, or noise=fresh"
         )
     if isinstance(sigmas, Grid):
         levels = len(sigmas.candidates(len(recipe.rollout.sigmas()) - 1))
@@ -229,7 +229,7 @@ def _whole_groups(recipe: Recipe) -> list[str]:
     spans = f"objective '{objective.kind}' compares the samples of a prompt"
     if credit.group_by != ("prompt",):
         problems.append(f"credit.group_by={list(credit.group_by)}: {spans}; use [prompt]")
-    if credit.trained_fraction < 1:
+    if credit.trained_fraction < 1 and isinstance(objective, Forward):
         problems.append(
             f"credit.trained_fraction={credit.trained_fraction}: {spans} at the same levels; give 1"
         )
@@ -240,7 +240,9 @@ def _whole_groups(recipe: Recipe) -> list[str]:
 
 def _needs_every_sample(objective: Objective) -> bool:
     """Whether a sample of advantage 0 has a part in the loss of its group."""
-    return isinstance(objective, Forward) and isinstance(objective.rule, Centred)
+    return isinstance(objective, Balance) or (
+        isinstance(objective, Forward) and isinstance(objective.rule, Centred)
+    )
 
 
 def _densities(recipe: Recipe) -> list[str]:

@@ -1,8 +1,8 @@
 """How named weights follow the policy: not at all, by copies, or by a moving average.
 
-    name <- keep * name + (1 - keep) * source,    keep = min(ramp (n - delay), decay), and 0 before the delay
+    name <- keep * name + (1 - keep) * source,    keep = min(start + ramp (n - delay), decay)
 
-n counts the policy's updates, or its iterations. In a recipe `update: slow` stands for one of the schedules
+and keep = 0 before the delay. n counts the policy's updates, or its iterations. In a recipe `update: slow` stands for one of the schedules
 in PRESETS, which come from DiffusionNFT, AWM and DGPO.
 """
 
@@ -38,6 +38,8 @@ class EMA(Part):
     """Largest share of itself that is kept."""
     ramp: float | None = Field(default=None, gt=0)
     """How fast the kept share grows with n; None keeps `decay` from the start."""
+    start: float = Field(default=0.0, ge=0, le=1)
+    """The kept share that the ramp begins with."""
     delay: int = Field(default=0, ge=0)
     """n up to which the source is copied."""
     per: Literal["iteration", "update"] = "iteration"
@@ -46,7 +48,8 @@ class EMA(Part):
     def keep(self, count: int) -> float:
         if count < self.delay:
             return 0.0
-        return self.decay if self.ramp is None else min(self.ramp * (count - self.delay), self.decay)
+        rising = self.start + (self.ramp or 0.0) * (count - self.delay)
+        return self.decay if self.ramp is None else min(rising, self.decay)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
