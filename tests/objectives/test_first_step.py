@@ -33,7 +33,7 @@ FACTORS = {
     "online-dpo": 2 * 100 / 4 * BEST_AND_WORST,
     "diffusion-apo": 2 * 100 / 4 * BEST_AND_WORST,
 }
-HERE = {name: V_OLD for name in ("old", "reference", "ema")}
+HERE = dict.fromkeys(("old", "reference", "ema"), V_OLD)
 
 
 def forward_recipes() -> dict[str, Forward]:
@@ -56,10 +56,7 @@ def test_the_first_step_goes_along_the_advantage_times_the_slope_of_the_error(na
 
 
 SURROGATES = [
-    *(
-        Regression(weighting=w)
-        for w in ("uniform", "sigma", "x", "adaptive", "adaptive_velocity", "elbo")
-    ),
+    *(Regression(weighting=w) for w in ("uniform", "sigma", "x", "adaptive", "adaptive_velocity", "elbo")),
     Huber(power=0.25),
     Huber(power=1.0),
 ]

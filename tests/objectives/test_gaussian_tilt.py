@@ -1,6 +1,7 @@
 """Data N(0, 1) and reward k x0: the tilted density is N(k, 1), and everything has a closed form.
 
-With D = (1-σ)² + σ² the base flow is x (2σ-1)/D, Cov(k x0, v | x) = -σ k/D, and base + Cov is the flow of N(k, 1).
+With D = (1-σ)² + σ² the base flow is x (2σ-1)/D, Cov(k x0, v | x) = -σ k/D, and base + Cov is the flow of
+N(k, 1).
 """
 
 import numpy as np
@@ -23,8 +24,12 @@ def base(x, sigma):
     return x * (2 * sigma - 1) / ((1 - sigma) ** 2 + sigma**2)
 
 
-def expected_slope(objective: Forward, x: float, sigma: float, found: float, old=None, reward=lambda x0: K * x0):
-    """d E[L | x] / d velocity at (x, σ), where the policy's velocity is `found`; the old policy's is the base."""
+def expected_slope(
+    objective: Forward, x: float, sigma: float, found: float, old=None, reward=lambda x0: K * x0
+):
+    """d E[L | x] / d velocity at (x, σ), where the policy's velocity is `found`; the old policy's is the
+    base.
+    """
     spread = (1 - sigma) ** 2 + sigma**2
     x0 = (1 - sigma) * x / spread + sigma / spread**0.5 * NODES  # x0 given x is normal
     count = len(x0)

@@ -132,8 +132,7 @@ def _slopes(
     mine = torch.ones(len(rows), dtype=torch.bool)
     if processes is not None:
         columns = columns_of(rows) | {"rank": torch.full((len(rows),), processes.rank)}
-        everyone = processes.gather(scalars | columns)
-        scalars = {name: everyone.pop(name) for name in scalars}
+        scalars, everyone = processes.gather(scalars), processes.gather(columns)
         mine = everyone.pop("rank") == processes.rank
         rows = without_latents(rows, everyone)
     inputs = {name: u.requires_grad_() for name, u in scalars.items()}

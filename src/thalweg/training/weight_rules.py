@@ -2,8 +2,8 @@
 
     name <- keep * name + (1 - keep) * source,    keep = min(start + ramp (n - delay), decay)
 
-and keep = 0 before the delay. n counts the policy's updates, or its iterations. In a recipe `update: slow` stands for one of the schedules
-in PRESETS, which come from DiffusionNFT, AWM and DGPO.
+and keep = 0 before the delay. n counts the policy's updates, or its iterations. In a recipe `update: slow`
+stands for one of the schedules in PRESETS, which come from DiffusionNFT, AWM and DGPO.
 """
 
 from collections.abc import Mapping
