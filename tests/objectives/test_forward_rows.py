@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -103,7 +105,7 @@ def test_the_rollouts_own_noise_is_what_each_sample_started_from(linear_policy):
     x = rows.noise[::3]
     condition = policy.encode(list(PROMPTS)).index(rows.condition[::3])
     sigmas = Rollout(plan=Deterministic(), group_size=2, steps=3).sigmas()
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in pairwise(sigmas):
         x = x + (after - sigma) * policy.velocity(x, sigma.expand(4), condition)
     assert_close(x, rows.x0[::3])
     assert torch.equal(rows.sigma.view(2, 2, 3)[:, 0], rows.sigma.view(2, 2, 3)[:, 1])

@@ -57,11 +57,14 @@ def velocity(x, sigma, center, variance):
 
 def difference_of_errors(weighting: str, x0: float) -> float:
     """E[E_b - E_a] of the exact flows of a = N(.5, .6) and b = N(-.2, 1.5), σ uniform, by quadrature."""
-    at, of_sigma = np.polynomial.legendre.leggauss(200) nodes, of_noise =
-    np.polynomial.hermite_e.hermegauss(4)  # exact: errors are quadratic in ε sigma, noise = (t.flatten()
-    for t in torch.meshgrid(torch.tensor((at + 1) / 2), torch.tensor(nodes), indexing="ij")) weight =
-    torch.outer(torch.tensor(of_sigma / 2), torch.tensor(of_noise / of_noise.sum())).flatten() x, target =
-    (1 - sigma) * x0 + sigma * noise, noise - x0 surrogate = Regression(weighting=weighting) a, b = (
+    at, of_sigma = np.polynomial.legendre.leggauss(200)
+    nodes, of_noise = np.polynomial.hermite_e.hermegauss(4)  # exact: errors are quadratic in ε
+    axes = (torch.tensor((at + 1) / 2), torch.tensor(nodes))
+    sigma, noise = (t.flatten() for t in torch.meshgrid(axes, indexing="ij"))
+    weight = torch.outer(torch.tensor(of_sigma / 2), torch.tensor(of_noise / of_noise.sum())).flatten()
+    x, target = (1 - sigma) * x0 + sigma * noise, noise - x0
+    surrogate = Regression(weighting=weighting)
+    a, b = (
         surrogate.error((velocity(x, sigma, *law) - target)[:, None], sigma)
         for law in ((0.5, 0.6), (-0.2, 1.5))
     )

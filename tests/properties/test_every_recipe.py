@@ -12,9 +12,7 @@ from thalweg.training.backward import backward
 from thalweg.training.recipe import load_recipe, recipe_names
 from thalweg.training.weight_rules import add_named
 
-SMALL = {
-    name: {"rollout.group_size": 6 if name == "tempflow-grpo" else 3} for name in recipe_names()
-}
+SMALL = {name: {"rollout.group_size": 6 if name == "tempflow-grpo" else 3} for name in recipe_names()}
 FORWARD = {name for name in SMALL if isinstance(load_recipe(name).objective, Forward)}
 PASSES = {
     # G N;  1 + G (N-1);  a window at 0;  at 1;  G N.
@@ -99,8 +97,8 @@ def test_a_rollout_takes_the_passes_that_its_layout_says(name, linear_policy, pr
     assert policy.passes.evaluations == 2 * expected
     assert recipe.rollout.passes_per_prompt(0, 0)[0] == expected
     if isinstance(rows, Transitions):
-        trained = {"dance-grpo": 12 * 4, "mix-grpo": 12 * 3, "tmpo": 12 * 3, "tempflow-grpo": 24}.get(name,
-        12 * 7) assert len(rows) == 2 * trained
+        few = {"dance-grpo": 12 * 4, "mix-grpo": 12 * 3, "tmpo": 12 * 3, "tempflow-grpo": 24}
+        assert len(rows) == 2 * few.get(name, 12 * 7)
     else:
         assert len(rows) == 2 * 12 * recipe.objective.sigmas.num_sigmas
 

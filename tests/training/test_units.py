@@ -31,6 +31,7 @@ OBJECTIVES = {
     "sample": Forward(rule=Ratio(spans="sample"), pulls=PULLS),
     **{form: Balance(form=form) for form in ("kl", "squares", "ratio")},
 }
+ALONE = Processes()
 WIDE = [name for name in OBJECTIVES if name != "sample"]
 
 
@@ -48,7 +49,7 @@ def experience(objective, policy):
     return type(rows)(**columns), forest.condition
 
 
-def gradient(objective, policy, rows, condition, micro_batch, processes=Processes()):
+def gradient(objective, policy, rows, condition, micro_batch, processes=ALONE):
     policy.bias.grad = None
     report = backward(objective, policy, rows, condition, micro_batch, 1 / 24, processes)
     return torch.zeros_like(policy.bias) if policy.bias.grad is None else policy.bias.grad, report
@@ -138,16 +139,16 @@ def test_what_is_sent_to_other_processes_has_no_latents(linear_policy):
             {"x", "x_next"} if isinstance(rows, Transitions) else {"x0", "noise"}
         )
         light = without_latents(rows.index(torch.arange(2)), columns)
-        assert len(light) == 24 and all(
-            c.numel() == 0 for n, c in vars(light).items() if n not in columns
-        )
+        assert len(light) == 24 and all(c.numel() == 0 for n, c in vars(light).items() if n not in columns)
         assert_close(light.advantages, rows.advantages)
 
 
 @pytest.mark.parametrize("name", WIDE)
 def test_an_incomplete_group_has_another_gradient(name, linear_policy):
-    # What the tests above would see if a group were split. objective, policy = OBJECTIVES[name],
-    linear_policy((4,), torch.float64) rows, condition = experience(objective, policy) whole, _ =
-    gradient(objective, policy, rows, condition, 1000) parts = [gradient(objective, policy, rows.index(p),
-    condition, 1000)[0] for p in torch.arange(24).split(6)] assert (torch.stack(parts).sum(0) -
-    whole).abs().max() > 1e-4 * whole.abs().max()
+    # What the tests above would see if a group were split.
+    objective, policy = OBJECTIVES[name], linear_policy((4,), torch.float64)
+    rows, condition = experience(objective, policy)
+    whole, _ = gradient(objective, policy, rows, condition, 1000)
+    parts = [rows.index(part) for part in torch.arange(24).split(6)]
+    halves = [gradient(objective, policy, part, condition, 1000)[0] for part in parts]
+    assert (torch.stack(halves).sum(0) - whole).abs().max() > 1e-4 * whole.abs().max()

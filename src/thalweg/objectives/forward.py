@@ -129,8 +129,10 @@ class Forward(Part):
         terms, report = self.rule.loss(scalars, advantage, rows)
         for pull in self.pulls:
             if pull.to in self.anchors:
-                scale = {"velocity": 1.0, "x": rows.sigma**2, "surrogate":
-                scalars.get("pull_weight")}[pull.space] strength = pull.weight + pull.advantage_weight *
-                advantage terms = terms + strength * scale * scalars[f"distance/{pull.to}"]
+                scale = {"velocity": 1.0, "x": rows.sigma**2, "surrogate": scalars.get("pull_weight")}[
+                    pull.space
+                ]
+                strength = pull.weight + pull.advantage_weight * advantage
+                terms = terms + strength * scale * scalars[f"distance/{pull.to}"]
         report |= {name: u.detach() for name, u in scalars.items() if name.startswith("distance/")}
         return terms * rows.weight, report
