@@ -52,6 +52,9 @@ class EMA(Part):
         return self.decay if self.ramp is None else min(rising, self.decay)
 
 
+Update = Annotated[Frozen | Copy | EMA, Field(discriminator="kind")]
+PresetName = Literal["frozen", "copy", "slow", "fast", "delayed", "trailing"]
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"kind": "frozen"},
     "copy": {"kind": "copy"},
@@ -80,7 +83,7 @@ class WeightRule(Part):
 
     source: str = Field(default=POLICY, alias="from")
     """The set it starts from and follows."""
-    update: Annotated[Annotated[Frozen | Copy | EMA, Field(discriminator="kind")], BeforeValidator(_preset)]
+    update: Annotated[Update, BeforeValidator(_preset, json_schema_input_type=Update | PresetName)]
     """How it follows: `kind` and its numbers, or the name of a published schedule."""
 
 
