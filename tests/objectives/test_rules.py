@@ -272,3 +272,23 @@ def test_an_elbo_at_the_data_is_refused():
 
 def test_samples_of_a_pair_are_told_by_number():
     assert SAMPLE[BEST_AND_WORST > 0].unique().tolist() == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Weighted(old="old", log_ratio_weight=1.0),
+        Ratio(),
+        Ratio(spans="sample"),
+        Preference(),
+        Preference(among="group", stop_range=0.01, stop="ema"),
+        Centred(),
+    ],
+    ids=str,
+)
+def test_what_the_policy_is_compared_with_has_no_slope(rule):
+    anchors = {name: v.clone().requires_grad_() for name, v in ANCHORS.items()}
+    terms, report = terms_of(Forward(rule=rule), VELOCITY.clone().requires_grad_(), anchors=anchors)
+    found = torch.autograd.grad(terms.sum(), list(anchors.values()), allow_unused=True)
+    assert all(slope is None or (slope == 0).all() for slope in found)
+    assert not any(u.requires_grad for u in report.values())

@@ -152,3 +152,22 @@ def test_an_incomplete_group_has_another_gradient(name, linear_policy):
     parts = [rows.index(part) for part in torch.arange(24).split(6)]
     halves = [gradient(objective, policy, part, condition, 1000)[0] for part in parts]
     assert (torch.stack(halves).sum(0) - whole).abs().max() > 1e-4 * whole.abs().max()
+
+
+@pytest.mark.parametrize("micro_batch", [7, 1000])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_sees_a_gradient_in_the_policys_velocity_alone(name, micro_batch, linear_policy):
+    policy, seen = linear_policy((4,), torch.float64), list[bool]()
+
+    class Watched(type(OBJECTIVES[name])):
+        def measure(self, rows, x, velocity, anchors):
+            constants = [*vars(rows).values(), x, *anchors.values()]
+            assert not any(t.requires_grad for t in constants)
+            seen.append(velocity.requires_grad)
+            return super().measure(rows, x, velocity, anchors)
+
+    objective = Watched.model_validate(OBJECTIVES[name].model_dump())
+    rows, condition = experience(objective, policy)
+    gradient(objective, policy, rows, condition, micro_batch)
+    assert seen == ([True] if micro_batch == 1000 else [False] * 4 + [True] * 4)
+    assert all(policy.weights.tensors(name)["bias"].grad is None for name in ("old", "reference", "ema"))

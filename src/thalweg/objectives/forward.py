@@ -15,6 +15,7 @@ a constant.
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -85,8 +86,12 @@ class Forward(Part):
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        pulled = [pull.to for pull in self.pulls if pull.weight > 0 or pull.advantage_weight != 0]
-        return tuple(dict.fromkeys((*self.rule.compared, *pulled)))
+        return tuple(dict.fromkeys((*self.rule.compared, *(pull.to for pull in self._acting))))
+
+    @property
+    def _acting(self) -> tuple[Pull, ...]:
+        """Without those of weight 0, which spares their passes."""
+        return tuple(pull for pull in self.pulls if pull.weight > 0 or pull.advantage_weight != 0)
 
     def experience(
         self, forest: Forest, advantages: Float[Tensor, "B R"], *, seed: int, iteration: int
@@ -118,7 +123,7 @@ class Forward(Part):
 
         scalars = self.rule.measure(error, velocity, anchors)
         scalars |= {f"distance/{name}": squared(velocity - anchors[name]) for name in self.anchors}
-        if any(pull.space == "surrogate" for pull in self.pulls):
+        if any(pull.space == "surrogate" for pull in self._acting):
             scalars["pull_weight"] = self.surrogate.weight(velocity - target, rows.sigma)
         return scalars
 
@@ -127,12 +132,13 @@ class Forward(Part):
     ) -> tuple[Float[Tensor, " U"], dict[str, Float[Tensor, " U"]]]:
         advantage = self.advantage(rows.advantages)
         terms, report = self.rule.loss(scalars, advantage, rows)
-        for pull in self.pulls:
-            if pull.to in self.anchors:
-                scale = {"velocity": 1.0, "x": rows.sigma**2, "surrogate": scalars.get("pull_weight")}[
-                    pull.space
-                ]
-                strength = pull.weight + pull.advantage_weight * advantage
-                terms = terms + strength * scale * scalars[f"distance/{pull.to}"]
+        scales = {
+            "velocity": torch.ones_like(rows.sigma),
+            "x": rows.sigma**2,
+            "surrogate": scalars.get("pull_weight"),
+        }
+        for pull in self._acting:
+            strength = pull.weight + pull.advantage_weight * advantage
+            terms = terms + strength * scales[pull.space] * scalars[f"distance/{pull.to}"]
         report |= {name: u.detach() for name, u in scalars.items() if name.startswith("distance/")}
         return terms * rows.weight, report
