@@ -1,8 +1,8 @@
 """From rows to gradients, in as many network passes as fit at a time.
 
-A loss term that spans one row is differentiated directly, micro-batch by micro-batch. A term that spans many
-passes sees them through per-pass scalars u only, so two sweeps give its exact gradient in the memory of one
-micro-batch:
+A loss term that spans one row, or a sample whose rows fit, is differentiated directly, micro-batch by
+micro-batch. A term that spans more passes sees them through per-pass scalars u only, so two sweeps give its
+exact gradient in the memory of one micro-batch:
 
     u without gradient for all rows  ->  dL/du  ->  back-propagate sum (dL/du) u, micro-batch by micro-batch
 
@@ -97,8 +97,9 @@ def backward(
     if len(rows) == 0 and not wide:
         return report
     parts = list(_split(rows, micro_batch))
-    if objective.unit == "row":
-        for part in parts:
+    whole = parts if objective.unit == "row" else _samples(rows, micro_batch)
+    if not wide and whole:
+        for part in whole:
             scalars = measure(objective, policy, part, condition)
             _deviation(report, scalars, part)
             terms, columns = objective.loss(scalars, part)
@@ -155,6 +156,21 @@ def recompute_log_probs(
 def _split(rows: Rows, micro_batch: int) -> Iterator[Rows]:
     for part in torch.arange(len(rows)).split(micro_batch):
         yield rows.index(part)
+
+
+def _samples(rows: Rows, micro_batch: int) -> list[Rows]:
+    """Micro-batches of whole samples; none where one has more rows than fit."""
+    sizes = torch.unique(rows.sample, return_counts=True)[1].tolist()
+    packs, room = list[list[Tensor]](), 0
+    for own in rows.sample.argsort(stable=True).split(sizes):
+        if len(own) > micro_batch:
+            return []
+        if len(own) > room:
+            packs.append([])
+            room = micro_batch
+        packs[-1].append(own)
+        room -= len(own)
+    return [rows.index(torch.cat(pack)) for pack in packs]
 
 
 def _deviation(report: Report, scalars: Scalars, rows: Rows) -> None:

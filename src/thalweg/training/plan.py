@@ -60,11 +60,13 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
     trained_samples = 2 * recipe.data.prompts_per_iteration if unit == "pair" else samples
     rows, anchors = trained_samples * of_sample, len(recipe.objective.anchors)
     others = rows * anchors
-    if unit != "row":
-        # Units wider than a micro-batch take two sweeps, each with the anchors' passes.
-        whole = recipe.data.prompts_per_iteration if unit in WIDE else samples
-        of_whole = rows // whole
-        updates = (len(part) * of_whole // processes for part in _parts(whole, recipe))
+    # What does not fit one micro-batch takes a second sweep, with the anchors' passes.
+    if unit == "sample" and of_sample > recipe.optim.micro_batch:
+        others += rows * (1 + anchors)
+    if unit in WIDE:
+        prompts = torch.arange(recipe.data.prompts_per_iteration)
+        parts = prompts.tensor_split(recipe.optim.updates_per_iteration)
+        updates = (len(part) * (rows // len(prompts)) // processes for part in parts)
         others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (1 + anchors)
     if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
         others += rows * (1 + anchors)
@@ -84,8 +86,3 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         stored_bytes=states * size // processes,
         weight_bytes=weights * (4 + len(recipe.weights)),
     )
-
-
-def _parts(whole: int, recipe: Recipe) -> tuple[torch.Tensor, ...]:
-    """What each update gets of so many things that stay together."""
-    return torch.arange(whole).tensor_split(recipe.optim.updates_per_iteration)
