@@ -132,6 +132,101 @@ RECIPES = {
 }
 
 
+FORWARD = {
+    "a pair in a group of one": (
+        ["objective.rule={kind: preference}", "rollout.group_size=1", "weights.reference.update=frozen"],
+        "rollout.group_size=1",
+        "a group of one",
+    ),
+    "a pair in a group of one, without a std": (
+        [
+            "objective.rule={kind: preference}",
+            "rollout.group_size=1",
+            "credit.std=none",
+            "weights.reference.update=frozen",
+        ],
+        "rollout.group_size=1",
+        "a group of one",
+    ),
+    "more updates than groups": (
+        ["objective.rule={kind: centred}", "credit.drop_zero=false", "optim.updates_per_iteration=3"],
+        "=3",
+        "only 2 groups, which stay whole",
+        "give fewer",
+    ),
+    "groups by more than the prompt": (
+        ["objective.rule={kind: centred}", "credit.drop_zero=false", "credit.group_by=[prompt, seed]"],
+        "credit.group_by=['prompt', 'seed']",
+        "compares the samples of a prompt",
+        "use [prompt]",
+    ),
+    "a part of each sample of a group": (
+        ["objective.rule={kind: centred}", "credit.drop_zero=false", "credit.trained_fraction=0.5"],
+        "credit.trained_fraction=0.5",
+        "at the same levels; give 1",
+    ),
+    "a mean over half a group": (["objective.rule={kind: centred}"], "credit.drop_zero", "give false"),
+    "weights of a rule that are nowhere": (
+        ["objective.rule={kind: preference}"],
+        "objective, weights 'reference'",
+        "add them under `weights`",
+    ),
+    "weights of a pull that are nowhere": (
+        ["objective.pulls=[{to: odl, weight: 1}]"],
+        "objective, weights 'odl'",
+        "did you mean 'old'?",
+    ),
+    "unknown schedule": (["weights.old.update=slwo"], "weights.old.update", "'slwo'", "mean 'slow'?"),
+    "unknown rule": (["objective.rule.kind=implict"], "objective.rule.kind", "mean 'implicit'?"),
+    "unknown key of a rule": (["objective.rule.bta=1"], "objective.rule.bta", "Implicit", "mean 'beta'?"),
+    "unknown surrogate": (["objective.surrogate.weighting=elob"], "objective.surrogate.weighting", "'elob'"),
+    "an elbo at the data": (
+        ["objective.surrogate.weighting=elbo", "objective.sigmas.sigma_min=0"],
+        "infinite at sigma 0",
+        "sigma_min=0.01",
+    ),
+    "a log-ratio to nothing": (
+        ["objective.rule={kind: weighted, log_ratio_weight: 1}"],
+        "objective.rule",
+        "name them in `old`",
+    ),
+    "a stop of pairs": (
+        ["objective.rule={kind: preference, stop_range: 0.1}"],
+        "stop_range acts on groups alone",
+    ),
+    "more levels than the rollout has": (
+        ["objective.sigmas={kind: grid, num_sigmas: 7, noisy_fraction: 0.75}"],
+        "objective.sigmas.num_sigmas=7",
+        "only 6 levels",
+        "give fewer",
+    ),
+    "own noise of a drawn path": (
+        ["objective.noise=rollout", "rollout.plan={kind: all_steps}", "rollout.kernel={kind: flow_sde}"],
+        "objective.noise='rollout'",
+        "'all_steps' draws more noise",
+    ),
+    "weights of steps": (["credit.step_weight=noise"], "credit.step_weight", "trains whole samples"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "words"), [(r[0], r[1:]) for r in FORWARD.values()], ids=FORWARD)
+def test_a_forward_recipe_that_cannot_be_is_refused(overrides, words, train, tmp_path):
+    refused(train("diffusion-nft", *overrides, "--out", tmp_path / "run"), *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["credit.drop_zero=true"], ["credit.drop_zero", "those of advantage 0 too"]),
+        (["rollout.plan={kind: branch, num_branch_steps: 2}"], ["'balance' needs every sample to train"]),
+        (["credit.trained_fraction=0.5"], ["'balance' needs every sample to train"]),
+    ],
+)
+def test_a_balance_without_all_steps_of_all_samples_is_refused(overrides, words, train, tmp_path):
+    refused(train("tmpo", *overrides, "--out", tmp_path / "run"), *words)
+
+
 @pytest.mark.parametrize(("overrides", "words"), [(r[0], r[1:]) for r in RECIPES.values()], ids=RECIPES)
 def test_a_recipe_that_cannot_be_is_refused(overrides, words, train, tmp_path):
     refused(train("flow-grpo", *overrides, "--out", tmp_path / "run"), *words)

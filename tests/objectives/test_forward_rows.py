@@ -1,21 +1,33 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch.testing import assert_close
 
+from thalweg.core.forest import Advantages
 from thalweg.core.noise import Address
 from thalweg.core.values import Prompt
+from thalweg.objectives import Forward
 from thalweg.objectives.forward_rows import samples
-from thalweg.objectives.sigma_draw import Stratified
+from thalweg.objectives.rules import Weighted
+from thalweg.objectives.sigma_draw import Grid, LogitNormal, Stratified
+from thalweg.objectives.surrogate import Regression
 from thalweg.rollout import Deterministic, Rollout, Root, grow
 
 PROMPTS = (Prompt("a", {"shift": 0.0}), Prompt("b", {"shift": 3.0}))
+GRID = torch.linspace(1, 0.125, 8)
 ROOTS = [Root(slot, group, slot * 2 + group, slot) for slot in (0, 1) for group in (0, 1)]
+
+
+def ones(forest) -> Advantages:
+    """The same advantage for every sample."""
+    return forest.advantages(torch.ones(len(forest.leaves), 1))
 
 
 def test_one_level_falls_into_each_stratum():
     draw = Stratified(num_sigmas=4, sigma_min=0.2, sigma_max=1.0)
-    drawn = torch.stack([draw.draw(Address(0, "sigmas", iteration)) for iteration in range(500)])
+    drawn = torch.stack([draw.draw(Address(0, "sigmas", iteration), GRID) for iteration in range(500)])
     for stratum in range(4):
         low = 0.2 + 0.2 * stratum
         column = drawn[:, stratum]
@@ -25,7 +37,7 @@ def test_one_level_falls_into_each_stratum():
 
 
 def test_levels_are_shifted_towards_noise():
-    plain, shifted = (Stratified(shift=s).draw(Address(0, "sigmas")) for s in (1.0, 3.0))
+    plain, shifted = (Stratified(shift=s).draw(Address(0, "sigmas"), GRID) for s in (1.0, 3.0))
     assert_close(shifted, 3 * plain / (1 + 2 * plain))
 
 
@@ -72,3 +84,91 @@ def test_levels_and_noise_do_not_depend_on_what_else_is_there(linear_policy):
         not torch.isclose(again.noise, whole.noise).any()
         and not torch.isclose(again.sigma, whole.sigma).any()
     )
+
+
+def test_what_a_group_shares_are_levels_and_noise(linear_policy):
+    forest = forest_of(linear_policy(), ROOTS)
+    rows = samples(forest, ones(forest), Stratified(), seed=0, iteration=4, shared_in_group=True)
+    sigma, noise = rows.sigma.view(2, 2, 3), rows.noise.view(2, 2, 3, 3)  # prompt, member, level
+    assert torch.equal(sigma[:, 0], sigma[:, 1]) and torch.equal(noise[:, 0], noise[:, 1])
+    assert not torch.isclose(sigma[0], sigma[1]).any()
+    assert len(set(noise[:, 0].flatten().tolist())) == 18  # levels and prompts have noise of their own
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_noise_may_serve_all_levels(shared, linear_policy):
+    forest = forest_of(linear_policy(), ROOTS)
+    rows = samples(
+        forest, ones(forest), Stratified(), seed=0, iteration=4, noise="one", shared_in_group=shared
+    )
+    noise = rows.noise.view(4, 3, 3)
+    assert torch.equal(noise[:, :1].expand_as(noise), noise)
+    assert len(set(noise[:, 0].flatten().tolist())) == (6 if shared else 12)
+
+
+def test_the_rollouts_own_noise_is_what_each_sample_started_from(linear_policy):
+    policy = linear_policy()
+    forest = forest_of(policy, ROOTS)
+    rows = samples(
+        forest, ones(forest), Stratified(), seed=0, iteration=4, noise="rollout", shared_in_group=True
+    )
+    # From its own noise the deterministic rollout leads to the sample again.
+    x = rows.noise[::3]
+    condition = policy.encode(list(PROMPTS)).index(rows.condition[::3])
+    sigmas = Rollout(plan=Deterministic(), group_size=2, steps=3).sigmas()
+    for sigma, after in pairwise(sigmas):
+        x = x + (after - sigma) * policy.velocity(x, sigma.expand(4), condition)
+    assert_close(x, rows.x0[::3])
+    assert torch.equal(rows.sigma.view(2, 2, 3)[:, 0], rows.sigma.view(2, 2, 3)[:, 1])
+
+
+def test_members_that_start_from_one_noise_have_the_same_own_noise(linear_policy):
+    roots = [Root(0, 0, 0, 0), Root(1, 0, 1, 1)]
+    forest = forest_of(linear_policy(), roots)
+    rows = samples(forest, ones(forest), Stratified(), seed=0, iteration=4, noise="rollout")
+    starts = [Address(0, "initial", 4, slot, 0).normal((3,)) for slot in (0, 1)]
+    assert_close(rows.noise, torch.stack(starts).repeat_interleave(3, 0))
+
+
+def test_own_noise_has_no_error_on_a_straight_flow_where_fresh_noise_has_the_variance(linear_policy):
+    # A flow that moves all noise by the same way is straight: x0 = noise - 2, v = 2.
+    class Straight(linear_policy):
+        def velocity(self, x, sigma, condition):
+            return torch.full_like(x, 2.0)
+
+    forest = forest_of(Straight(), ROOTS)
+    objective = Forward(rule=Weighted(), surrogate=Regression(weighting="uniform"))
+    errors = {}
+    for noise in ("rollout", "fresh"):
+        rows = samples(forest, ones(forest), Stratified(), seed=0, iteration=4, noise=noise)
+        x, _ = objective.inputs(rows)
+        errors[noise] = objective.measure(rows, x, torch.full_like(x, 2.0), {})["error"]
+    assert errors["rollout"].max() < 1e-10
+    assert errors["fresh"].mean() > 0.5  # the difference of two noises has variance 2
+
+
+def test_a_grid_draws_one_level_from_each_run_of_its_noisy_part():
+    draw = Grid(num_sigmas=3, noisy_fraction=0.75, skip=1)
+    assert list(draw.candidates(8)) == [1, 2, 3, 4, 5]
+    drawn = torch.stack([draw.draw(Address(0, "sigmas", i), GRID) for i in range(300)])
+    seen = [sorted(set(drawn[:, i].tolist()), reverse=True) for i in range(3)]
+    assert seen == [GRID[1:3].tolist(), GRID[3:5].tolist(), GRID[5:6].tolist()]
+    share = (drawn[:, 0] == GRID[1]).float().mean()
+    assert abs(share - 0.5) < 0.1
+    assert torch.equal(Grid(num_sigmas=8).draw(Address(0, "sigmas"), GRID), GRID)
+    assert len(Grid(noisy_fraction=0.9).candidates(10)) == 9
+
+
+def test_the_grid_of_a_sample_is_that_of_its_rollout(linear_policy):
+    forest = forest_of(linear_policy(), ROOTS)
+    rows = samples(forest, ones(forest), Grid(num_sigmas=3), seed=0, iteration=4)
+    levels = Rollout(plan=Deterministic(), group_size=2, steps=3).sigmas()[:-1]
+    assert_close(rows.sigma.view(4, 3), levels.expand(4, 3))
+
+
+def test_logit_normal_levels_have_normal_logits():
+    draw = LogitNormal(num_sigmas=4, mean=0.5, std=0.7)
+    logits = torch.cat([draw.draw(Address(0, "sigmas", i), GRID) for i in range(1000)]).logit()
+    assert abs(logits.mean() - 0.5) < 0.05 and abs(logits.std() - 0.7) < 0.05  # standard error .011
+    plain, shifted = (LogitNormal(shift=s).draw(Address(0, "sigmas"), GRID) for s in (1.0, 3.0))
+    assert_close(shifted, 3 * plain / (1 + 2 * plain))

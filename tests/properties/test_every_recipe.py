@@ -8,26 +8,22 @@ from thalweg.core.forest import Scores
 from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
 from thalweg.models.miniature.policy import LoRA
+from thalweg.objectives import Forward
 from thalweg.rollout import Root, grow
 from thalweg.training.backward import backward
 from thalweg.training.recipe import load_recipe, recipe_names
 from thalweg.training.weight_rules import add_named
 
-SMALL = {
-    "flow-grpo": {"rollout.group_size": 3},
-    "dance-grpo": {"rollout.group_size": 3},
-    "mix-grpo": {"rollout.group_size": 3},
-    "tempflow-grpo": {"rollout.group_size": 6},
-    "gcpo": {"rollout.group_size": 3},
-    "diffusion-nft": {"rollout.group_size": 3},
-}
+SMALL = {name: {"rollout.group_size": 6 if name == "tempflow-grpo" else 3} for name in recipe_names()}
+FORWARD = {name for name in SMALL if isinstance(load_recipe(name).objective, Forward)}
 PASSES = {
-    # G N;  1 + G (N-1);  window at 0;  by its branch steps;  G N;  G N.
+    # G N;  1 + G (N-1);  a window at 0;  at 1;  G N.
     "flow-grpo": 12 * 8,
     "dance-grpo": 1 + 12 * 7,
     "mix-grpo": 1 + 12 * 7,
+    "tmpo": 2 + 12 * 6,
     "gcpo": 12 * 8,
-    "diffusion-nft": 12 * 8,
+    **dict.fromkeys(FORWARD, 12 * 8),
 }
 
 
@@ -57,10 +53,6 @@ def moved(policy) -> None:
             values += 0.002 * torch.randn(values.shape, generator=generator)
 
 
-def test_every_recipe_is_looked_at():
-    assert set(SMALL) == set(recipe_names())
-
-
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=4.0)], ids=["full", "lora"])
 @pytest.mark.parametrize("name", SMALL)
 def test_no_gradient_is_lost_when_activations_are_recomputed(name, lora, tiny_policy, prompts):
@@ -77,7 +69,7 @@ def test_no_gradient_is_lost_when_activations_are_recomputed(name, lora, tiny_po
     assert_close(found[0], found[1])
 
 
-@pytest.mark.parametrize("name", sorted(set(SMALL) - {"diffusion-nft"}))
+@pytest.mark.parametrize("name", sorted(set(SMALL) - FORWARD))
 def test_stored_steps_have_ratio_one_before_the_first_update(name, tiny_policy, prompts):
     recipe, policy = load_recipe(name, SMALL[name]), tiny_policy()
     rows, forest = collected(recipe, policy, prompts)
@@ -108,10 +100,10 @@ def test_a_rollout_takes_the_passes_that_its_layout_says(name, linear_policy, pr
     assert policy.passes.evaluations == 2 * expected
     assert recipe.rollout.passes(0, 0, 1)[0] == expected
     if isinstance(rows, Transitions):
-        trained = {"dance-grpo": 12 * 4, "mix-grpo": 12 * 3, "tempflow-grpo": 24}.get(name, 12 * 7)
-        assert len(rows) == 2 * trained
+        few = {"dance-grpo": 12 * 4, "mix-grpo": 12 * 3, "tmpo": 12 * 3, "tempflow-grpo": 24}
+        assert len(rows) == 2 * few.get(name, 12 * 7)
     else:
-        assert len(rows) == 2 * 12 * 3
+        assert len(rows) == 2 * 12 * recipe.objective.sigmas.num_sigmas
 
 
 @pytest.mark.parametrize("name", SMALL)

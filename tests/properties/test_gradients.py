@@ -9,7 +9,9 @@ from torch.testing import assert_close
 from thalweg.core.processes import Processes
 from thalweg.core.values import Prompt, Transitions
 from thalweg.flow import FlowSDE
-from thalweg.objectives import NFT, ChunkRatio, ClippedRatio
+from thalweg.objectives import ChunkRatio, ClippedRatio, Forward
+from thalweg.objectives.forward import Pull
+from thalweg.objectives.rules import Implicit
 from thalweg.rollout import AllSteps, Rollout, Root, grow
 from thalweg.training.backward import Report, backward, recompute_log_probs
 
@@ -42,7 +44,7 @@ def gradient(objective, policy, rows, condition, micro_batch, share=0.01) -> lis
 OBJECTIVES = [
     ClippedRatio(clip_range=0.01, kl_weight=0.1),
     ChunkRatio(chunks=(2, 3), clip_range=0.01),
-    NFT(kl_weight=0.1),
+    Forward(rule=Implicit(), pulls=(Pull(to="reference", weight=0.1),)),
 ]
 
 
@@ -76,7 +78,7 @@ def test_two_sweeps_give_the_gradient_of_one(chunks, linear_policy):
 def test_two_sweeps_cost_one_more_forward_a_row(linear_policy):
     policy, objective = linear_policy(), ChunkRatio(chunks=(2, 3))
     rows, condition = experience(objective, policy)
-    for micro_batch, evaluations in ((30, 30), (10, 60)):
+    for micro_batch, evaluations in ((30, 30), (5, 30), (4, 60)):  # 5 rows a sample
         before = (policy.passes.evaluations, policy.passes.backwards)
         gradient(objective, policy, rows, condition, micro_batch)
         spent = (policy.passes.evaluations - before[0], policy.passes.backwards - before[1])
@@ -120,7 +122,8 @@ def test_the_gradient_is_that_of_the_summed_loss(linear_policy):
     # One bias, float64: central differences of the reported loss.
     policy, objective = linear_policy((2,), torch.float64), ClippedRatio(clip_range=0.5, kl_weight=0.1)
     rows, condition = experience(objective, policy)
-    rows = Transitions(**{n: c.double() if c.is_floating_point() else c for n, c in vars(rows).items()})
+    there = {n: c for n, c in vars(rows).items() if c is not None}
+    rows = Transitions(**{n: c.double() if c.is_floating_point() else c for n, c in there.items()})
     (slope,) = gradient(objective, policy, rows, condition, micro_batch=7, share=1.0)
 
     def loss(offset: float) -> float:
@@ -141,7 +144,8 @@ def test_the_report_is_the_same_for_any_split(objective, micro_batch, linear_pol
     rows, condition = experience(objective, policy)
     whole = backward(objective, policy, rows, condition, 1000, 1.0)
     split = backward(objective, policy, rows, condition, micro_batch, 1.0)
-    assert whole.units == split.units == {"clipped_ratio": 30, "chunk_ratio": 12, "nft": 18}[objective.kind]
+    units = {"clipped_ratio": 30, "chunk_ratio": 12, "forward": 18}
+    assert whole.units == split.units == units[objective.kind]
     assert split.totals == pytest.approx(whole.totals, rel=1e-4)
     assert split.ratio_deviation == pytest.approx(whole.ratio_deviation, rel=1e-4)
 

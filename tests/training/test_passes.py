@@ -26,9 +26,17 @@ CASES = [
     ("mix-grpo", {"rollout.plan.start": 2}, 3 * 2 + (N - 3) * B + 3 * B, 3 * B),
     ("diffusion-nft", {}, N * B + 2 * 3 * B, 3 * B),  # 3 noise levels, each also under `old`
     ("diffusion-nft", {"objective.sigmas.num_sigmas": 1}, N * B + 2 * B, B),
-    ("gcpo", {}, N * B + K * B, K * B),  # an update's 28 passes fit one micro-batch of 64
-    ("gcpo", {"optim.micro_batch": 8}, N * B + 2 * K * B, K * B),  # two sweeps
-    ("gcpo", {"optim.micro_batch": 8, "optim.updates_per_iteration": 8}, N * B + K * B, K * B),  # 7 an update
+    ("awm", {}, N * B + 3 * 3 * B, 3 * B),  # also under `ema` and `reference`
+    ("v-grpo", {}, N * B + 2 * 4 * B, 4 * B),  # 4 levels, also under `old`
+    ("v-grpo", {"optim.micro_batch": 3}, N * B + 4 * 4 * B, 4 * B),  # and all twice
+    ("crd", {}, N * B + 3 * 3 * B, 3 * B),
+    ("online-dpo", {}, N * B + 2 * 3 * 4, 3 * 4),  # pairs of 2 prompts
+    ("online-dpo", {"optim.micro_batch": 4}, N * B + 4 * 3 * 4, 3 * 4),
+    ("tmpo", {}, 2 * 2 + 6 * B + 3 * B, 3 * B),  # two steps of a trunk a prompt
+    ("gcpo", {}, N * B + K * B, K * B),
+    ("gcpo", {"optim.micro_batch": 8}, N * B + K * B, K * B),  # a sample's 7 passes fit
+    ("gcpo", {"optim.micro_batch": 6}, N * B + 2 * K * B, K * B),  # two sweeps
+    ("gcpo", {"optim.micro_batch": 6, "optim.updates_per_iteration": 8}, N * B + 2 * K * B, K * B),
 ]
 
 

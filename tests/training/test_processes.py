@@ -59,8 +59,8 @@ def assert_same_movement(a, b, base) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_two_processes_train_as_one_does(name, tiny_world, tmp_path):
-    # Small micro-batches: with two of them a chunk's sweeps are as many on one process as on two.
-    recipe = small(name, {"optim.micro_batch": 4, "rollout.micro_batch": 4, **PROPORTIONAL})
+    # Fewer than a sample's rows: sweeps are then as many on one process as on two.
+    recipe = small(name, {"optim.micro_batch": 2, "rollout.micro_batch": 4, **PROPORTIONAL})
     train(recipe, tmp_path / "one")
     on_processes(2, lambda: train(recipe, tmp_path / "two"))
     assert_close_runs(tmp_path / "one", tmp_path / "two")

@@ -2,11 +2,13 @@
 
 import pytest
 
+from thalweg.objectives import Forward
 from thalweg.training.loop import train
 from thalweg.training.recipe import load_recipe, recipe_names
 from training.small_runs import small, trains
 
-POLICY_GRADIENT = [name for name in recipe_names() if hasattr(load_recipe(name).objective, "clip_range")]
+POLICY_GRADIENT = [name for name in recipe_names() if load_recipe(name).rollout.plan.stochastic]
+FORWARD = [name for name in recipe_names() if isinstance(load_recipe(name).objective, Forward)]
 
 
 def test_four_of_the_recipes_and_the_chunk_ratio_are_policy_gradients():
@@ -32,6 +34,15 @@ def test_the_log_prob_computed_again_is_the_stored_one_at_the_batch_shape_of_the
 def test_another_batch_shape_moves_the_ratio_by_under_one_percent_of_the_clip_range(name, shapes, tmp_path):
     moved, clip_range = deviation(name, *shapes, tmp_path / "run")
     assert moved < 0.01 * clip_range
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_the_policy_is_at_all_its_anchors_before_the_first_update_exactly(name, tiny_world, tmp_path):
+    (line,) = trains(
+        train(small(name, {"iterations": 1, "optim.updates_per_iteration": 1}), tmp_path / "run")
+    )
+    at = [value for key, value in line.items() if key.startswith(("distance/", "log_ratio", "clip_fraction"))]
+    assert at and all(value == 0 for value in at)
 
 
 @pytest.mark.parametrize(("old_log_prob", "is_off"), [("stored", True), ("recompute", False)])

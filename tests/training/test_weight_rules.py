@@ -1,12 +1,24 @@
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
 from thalweg.models import NamedWeights
-from thalweg.training.weight_rules import EMA, WeightRule, add_named, after_iteration, after_update
+from thalweg.training.weight_rules import (
+    EMA,
+    PRESETS,
+    Copy,
+    Frozen,
+    PresetName,
+    WeightRule,
+    add_named,
+    after_iteration,
+    after_update,
+)
 
-FAST = {"kind": "ema", "ramp": 0.02, "decay": 0.99}
-DELAYED = {"kind": "ema", "ramp": 0.0075, "decay": 0.999, "delay": 75}
+FAST, DELAYED, SLOW, TRAILING = "fast", "delayed", "slow", "trailing"
+CRD = {"kind": "ema", "start": 0.25, "ramp": 0.005, "decay": 0.999}
 
 
 @pytest.mark.parametrize(
@@ -20,12 +32,20 @@ DELAYED = {"kind": "ema", "ramp": 0.0075, "decay": 0.999, "delay": 75}
         (DELAYED, 76, 0.0075),
         (DELAYED, 175, 0.75),
         (DELAYED, 500, 0.999),
+        (SLOW, 100, 0.1),
+        (SLOW, 1000, 0.5),
+        (TRAILING, 100, 0.1),
+        (TRAILING, 1000, 0.3),
+        (CRD, 0, 0.25),
+        (CRD, 100, 0.75),
+        (CRD, 1000, 0.999),
         ({"kind": "ema", "decay": 0.5}, 1, 0.5),
         ({"kind": "ema", "decay": 0.5, "delay": 3}, 2, 0.0),
     ],
 )
 def test_the_kept_share_is_that_of_the_published_presets(rule, count, kept):
-    assert EMA.model_validate(rule).keep(count) == pytest.approx(kept)
+    update = WeightRule.model_validate({"update": rule}).update
+    assert isinstance(update, EMA) and update.keep(count) == pytest.approx(kept)
 
 
 def trained(*rules):
@@ -75,3 +95,11 @@ def test_a_set_may_follow_another():
     parameter.data.fill_(1.0)
     after_iteration(weights, table, 1)
     assert values(weights) == [1, 0.5]
+
+
+def test_names_stand_for_published_schedules():
+    assert get_args(PresetName) == tuple(PRESETS)
+    assert WeightRule.model_validate({"update": "frozen"}).update == Frozen()
+    assert WeightRule.model_validate({"update": "copy"}).update == Copy()
+    schema = WeightRule.model_json_schema()
+    assert set(PRESETS) in [set(option.get("enum", ())) for option in schema["properties"]["update"]["anyOf"]]

@@ -60,6 +60,21 @@ def _index(table: T, rows: Tensor) -> T:
     return replace(table, **{name: c[rows] for name, c in taken.items() if c is not None})
 
 
+def columns_of(table: "Transitions | Samples") -> dict[str, Tensor]:
+    """The columns that cost little to send: one number a row, and the advantages."""
+    every = {f.name: getattr(table, f.name) for f in fields(table)}
+    there = {name: c for name, c in every.items() if c is not None}
+    return {name: c for name, c in there.items() if c.ndim == 1 or name == "advantages"}
+
+
+def without_latents(table: T, columns: Mapping[str, Tensor]) -> T:
+    """A table of these columns, whose latents are empty."""
+    count = len(columns["sample"])
+    there = {f.name: c for f in fields(table) if (c := getattr(table, f.name)) is not None}
+    empty = {name: c.new_zeros(count, 0) for name, c in there.items()}
+    return replace(table, **(empty | dict(columns)))
+
+
 @dataclass(frozen=True)
 class Transitions:
     """Trained edges of a forest: what an objective over stored paths reads."""

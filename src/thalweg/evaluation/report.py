@@ -86,7 +86,7 @@ HEALTH = (
     Shown("kl", "KL from the reference", Axis("nats"), "grows as the policy leaves the base"),
     Shown("log_ratio", "Log ratio", Axis("nats"), "mean of log(new / old); below 0 the policy moved away"),
     Shown(
-        "old_distance", "Distance from the old policy", Axis("velocity²"), "mean squared; grows with the step"
+        "distance/old", "Distance from the old policy", Axis("velocity²"), "mean squared; grows with the step"
     ),
     Shown("loss", "Loss", Axis("loss"), "its level says little by itself"),
     Shown("grad_norm", "Gradient norm", Axis("norm"), "before clipping"),

@@ -5,12 +5,14 @@ from typing import Annotated
 from pydantic import Field, SerializeAsAny
 
 from thalweg.core.part import OWN_PART
+from thalweg.objectives.balance import Balance
 from thalweg.objectives.chunk_ratio import ChunkRatio
 from thalweg.objectives.clipped_ratio import ClippedRatio
-from thalweg.objectives.nft import NFT
+from thalweg.objectives.forward import Forward
 
 Objective = Annotated[
-    SerializeAsAny[Annotated[ClippedRatio | ChunkRatio | NFT, Field(discriminator="kind")]], OWN_PART
+    SerializeAsAny[Annotated[ClippedRatio | ChunkRatio | Forward | Balance, Field(discriminator="kind")]],
+    OWN_PART,
 ]
 
-__all__ = ["NFT", "ChunkRatio", "ClippedRatio", "Objective"]
+__all__ = ["Balance", "ChunkRatio", "ClippedRatio", "Forward", "Objective"]

@@ -8,7 +8,7 @@ the memory of one pass. Shapes: B rows, U chunks, R rewards, ... latent axes.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,10 @@ class ChunkRatio(Part):
     """c: the chunk's ratio is held in [1-c, 1+c]."""
     chunks: tuple[int, ...] = Field(min_length=1)
     """Sizes of the chunks, from noise to data; they add up to the trained steps."""
-    unit: ClassVar[Unit] = "sample"
+
+    @property
+    def unit(self) -> Unit:
+        return "sample"
 
     @property
     def anchors(self) -> tuple[str, ...]:

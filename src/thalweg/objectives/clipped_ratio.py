@@ -10,7 +10,7 @@ the true ratio to the power 1/d and c is tiny. Other ratios and trust regions ar
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -74,7 +74,10 @@ class ClippedRatio(Part):
     """
     correction: Correction | None = None
     """With recomputed log-probs: weigh and reject samples by how far the rollout's were from them."""
-    unit: ClassVar[Unit] = "row"
+
+    @property
+    def unit(self) -> Unit:
+        return "row"
 
     @model_validator(mode="after")
     def _consistent(self) -> "ClippedRatio":

@@ -8,7 +8,7 @@ Shapes: B rows (network passes), U units, ... latent axes.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,15 +16,21 @@ from torch import Tensor
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.values import Samples, Transitions
 
-Unit = Literal["row", "sample"]
-"""What one loss term spans: a single network pass, or all passes of a sample."""
+Unit = Literal["row", "sample", "pair", "group"]
+"""What one loss term spans: a single network pass, all passes of a sample, those of the best and the worst
+sample of a prompt, or those of all its samples. Groups are whole in every update and on any number of
+processes.
+"""
 
 Scalars = dict[str, Float[Tensor, " B"]]
 
 
 @runtime_checkable
 class ObjectiveContract(Protocol):
-    unit: ClassVar[Unit]
+    @property
+    def unit(self) -> Unit:
+        """Which passes a loss term depends on."""
+        ...
 
     @property
     def anchors(self) -> tuple[str, ...]:
@@ -57,5 +63,8 @@ class ObjectiveContract(Protocol):
         ...
 
     def loss(self, scalars: Scalars, rows: Any) -> tuple[Float[Tensor, " U"], dict[str, Float[Tensor, " U"]]]:
-        """Weighted loss terms, one a unit, and what to report of each unit."""
+        """Weighted loss terms, one a unit or the unit's in each of its rows, and what to report of each.
+
+        Rows of the units `pair` and `group` come without latents, and from all processes.
+        """
         ...

@@ -1,34 +1,57 @@
 """Finished samples under drawn noise levels as rows. Shapes: B leaves, R rewards, ... latent axes."""
 
+from typing import Literal
+
 import torch
 
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.noise import Address, normals
 from thalweg.core.values import Samples
-from thalweg.objectives.sigma_draw import Stratified
+from thalweg.objectives.sigma_draw import Sigmas
+
+Noise = Literal["fresh", "one", "rollout"]
+"""Drawn anew at every level, once for all levels, or the noise that the rollout started from."""
 
 
 def samples(
-    forest: Forest, advantages: Advantages, sigmas: Stratified, *, seed: int, iteration: int
+    forest: Forest,
+    advantages: Advantages,
+    sigmas: Sigmas,
+    *,
+    seed: int,
+    iteration: int,
+    noise: Noise = "fresh",
+    shared_in_group: bool = False,
 ) -> Samples:
-    """Each leaf once for each noise level drawn for it, with fresh noise every time; levels side by side."""
+    """Each leaf once for each noise level drawn for it; levels side by side.
+
+    Shared in the group, all samples of a prompt have the same levels, and but for the rollout's own the same
+    noise: what is shared has one address.
+    """
     leaves = forest.leaves
     identity = list(
         zip(leaves.prompt_slot.tolist(), leaves.seed_group.tolist(), leaves.sample.tolist(), strict=True)
     )
-    sigma = torch.stack([sigmas.draw(Address(seed, "sigmas", iteration, p, g, (s,))) for p, g, s in identity])
+    owners = [(p, 0, ()) if shared_in_group else (p, g, (s,)) for p, g, s in identity]
+    grid = torch.tensor([level.sigma for level in forest.levels[:-1]])
+    sigma = torch.stack(
+        [sigmas.draw(Address(seed, "sigmas", iteration, p, g, path), grid) for p, g, path in owners]
+    )
     levels = sigma.shape[1]
+    if noise == "rollout":
+        addresses = [Address(seed, "initial", iteration, p, g) for p, g, _ in identity for _ in range(levels)]
+    else:
+        addresses = [
+            Address(seed, "forward noise", iteration, p, g, path, i if noise == "fresh" else 0)
+            for p, g, path in owners
+            for i in range(levels)
+        ]
     x0 = forest.latents
-    noise = [
-        Address(seed, "forward noise", iteration, p, g, (s,), i)
-        for p, g, s in identity
-        for i in range(levels)
-    ]
     leaf = torch.arange(len(leaves)).repeat_interleave(levels)
     return Samples(
         x0=x0[leaf],
         sigma=sigma.flatten(),
-        noise=normals(noise, x0.shape[1:]).to(x0.device),
+        noise=normals(addresses, x0.shape[1:]).to(x0.device),
         advantages=advantages.leaves[leaf],
         weight=torch.ones(len(leaf)),
         condition=forest.leaf_condition[leaf],

@@ -1,5 +1,10 @@
-"""At which noise levels a forward objective looks at a sample. Shapes: n levels of one sample."""
+"""At which noise levels a forward objective looks at a sample. Shapes: n levels of one sample, N of a
+rollout.
 
+Levels are shifted towards noise by S u / (1 + (S-1) u); S = 1 leaves them as drawn.
+"""
+
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -13,6 +18,10 @@ from thalweg.core.part import Part
 Level = Annotated[float, Field(ge=0, le=1)]
 
 
+def _shifted(u: Float[Tensor, " n"], shift: float) -> Float[Tensor, " n"]:
+    return shift * u / (1 + (shift - 1) * u)
+
+
 class Stratified(Part):
     """One level from each of n equal strata of [sigma_min, sigma_max], then shifted towards noise."""
 
@@ -20,11 +29,53 @@ class Stratified(Part):
     num_sigmas: PositiveInt = 3
     """n: noise levels, and so network passes with gradient, of each sample."""
     sigma_min: Level = 0.02
+    """A higher one trains the noisy part alone."""
     sigma_max: Level = 1.0
     shift: PositiveFloat = 1.0
-    """S of S u / (1 + (S-1) u); 1 leaves the levels as drawn."""
+    """S."""
 
-    def draw(self, address: Address) -> Float[Tensor, " n"]:
+    def draw(self, address: Address, grid: Float[Tensor, " N"]) -> Float[Tensor, " n"]:
         places = (address.uniform((self.num_sigmas,)) + torch.arange(self.num_sigmas)) / self.num_sigmas
-        u = self.sigma_min + (self.sigma_max - self.sigma_min) * places
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        return _shifted(self.sigma_min + (self.sigma_max - self.sigma_min) * places, self.shift)
+
+
+class Grid(Part):
+    """Levels of the rollout: one from each of n equal runs of its noisy part, from noise to data."""
+
+    kind: Literal["grid"] = "grid"
+    num_sigmas: PositiveInt = 3
+    """n; as many as the noisy part has levels takes them all."""
+    noisy_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the levels, counted from noise and rounded up, that is drawn from."""
+    skip: int = Field(default=0, ge=0)
+    """How many of the noisiest levels are left out."""
+
+    def candidates(self, levels: int) -> range:
+        """Which of so many levels of a rollout may be drawn."""
+        # Rounded first: 0.9 of 10 levels is 9, although 0.9 * 10 may lie above.
+        return range(self.skip, max(self.skip, math.ceil(round(self.noisy_fraction * levels, 6))))
+
+    def draw(self, address: Address, grid: Float[Tensor, " N"]) -> Float[Tensor, " n"]:
+        runs = torch.tensor(self.candidates(len(grid))).tensor_split(self.num_sigmas)
+        places = address.uniform((self.num_sigmas,)).tolist()
+        return torch.stack(
+            [grid[run[int(place * len(run))]] for run, place in zip(runs, places, strict=True)]
+        )
+
+
+class LogitNormal(Part):
+    """sigmoid(mean + std z), z ~ N(0, 1), then shifted: levels in the middle, as SD3 was trained."""
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    num_sigmas: PositiveInt = 3
+    """n, drawn one by one."""
+    mean: float = 0.0
+    std: PositiveFloat = 1.0
+    shift: PositiveFloat = 1.0
+    """S."""
+
+    def draw(self, address: Address, grid: Float[Tensor, " N"]) -> Float[Tensor, " n"]:
+        return _shifted((self.mean + self.std * address.normal((self.num_sigmas,))).sigmoid(), self.shift)
+
+
+Sigmas = Annotated[Stratified | Grid | LogitNormal, Field(discriminator="kind")]

@@ -1,12 +1,16 @@
 """From rows to gradients, in as many network passes as fit at a time.
 
-A loss term that spans one row is differentiated directly, micro-batch by micro-batch. A term that spans many
-passes sees them through per-pass scalars u only, so two sweeps give its exact gradient in the memory of one
-micro- batch:
+A loss term that spans one row, or a sample whose rows fit, is differentiated directly, micro-batch by
+micro-batch. A term that spans more passes sees them through per-pass scalars u only, so two sweeps give its
+exact gradient in the memory of one micro-batch:
 
     u without gradient for all rows  ->  dL/du  ->  back-propagate sum (dL/du) u, micro-batch by micro-batch
 
-Shapes: B rows, U units.
+Units that may span processes (`training.units`) have the scalars of all processes gathered between the
+sweeps; each process works the whole loss out and back-propagates through its own passes. Where a process's
+rows fit one micro-batch their graph is kept, and one sweep does.
+
+Shapes: B rows of this process, U units.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,12 +20,11 @@ import torch
 from torch import Tensor
 
 from thalweg.core.processes import Processes
-from thalweg.core.values import Condition, Metrics, Samples, Transitions
+from thalweg.core.values import Condition, Metrics, Transitions, columns_of, without_latents
 from thalweg.models.contract import Policy
 from thalweg.objectives import ClippedRatio
 from thalweg.objectives.contract import ObjectiveContract, Scalars
-
-Rows = Transitions | Samples
+from thalweg.training.units import WIDE, Rows
 
 
 @dataclass
@@ -65,8 +68,10 @@ def measure(objective: ObjectiveContract, policy: Policy, rows: Rows, condition:
     """The scalars of these passes. Passes without gradient come first: no weights may change while a graph is
     open.
     """
-    here = condition.index(rows.condition)
     x, sigma = objective.inputs(rows)
+    if len(rows) == 0:  # no pass: the names of the scalars are all that is asked for
+        return objective.measure(rows, x, x, dict.fromkeys(objective.anchors, x))
+    here = condition.index(rows.condition)
     anchors = {}
     with torch.no_grad():
         for name in objective.anchors:
@@ -86,33 +91,57 @@ def backward(
     condition: Condition,
     micro_batch: int,
     share: float,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> Report:
     """Add to the gradients of the policy those of `share` times the sum of all loss terms."""
-    report = Report()
-    if len(rows) == 0:
+    report, wide = Report(), objective.unit in WIDE
+    if len(rows) == 0 and not wide:
         return report
-    if objective.unit == "row" or len(rows) <= micro_batch:
-        for part in _split(rows, micro_batch):
+    parts = list(_split(rows, micro_batch))
+    whole = parts if objective.unit == "row" else _samples(rows, micro_batch)
+    if not wide and whole:
+        for part in whole:
             scalars = measure(objective, policy, part, condition)
             _deviation(report, scalars, part)
             terms, columns = objective.loss(scalars, part)
             report.include(terms, columns)
             (terms.sum() * share).backward()
         return report
-    with torch.no_grad():
-        swept = [measure(objective, policy, part, condition) for part in _split(rows, micro_batch)]
-    scalars = {name: torch.cat([s[name] for s in swept]).requires_grad_() for name in swept[0]}
+    with torch.set_grad_enabled(len(parts) == 1):
+        swept = [measure(objective, policy, part, condition) for part in parts]
+    scalars = {name: torch.cat([s[name].detach() for s in swept]) for name in swept[0]}
     _deviation(report, scalars, rows)
-    terms, columns = objective.loss(scalars, rows)
-    report.include(terms, columns)
-    slopes = torch.autograd.grad(terms.sum() * share, list(scalars.values()), allow_unused=True)
-    slope = {name: s for name, s in zip(scalars, slopes, strict=True) if s is not None}
+    slopes = _slopes(objective, scalars, rows, share, processes if wide else None, report)
     at = 0
-    for part in _split(rows, micro_batch):
-        again = measure(objective, policy, part, condition)
-        torch.stack([(slope[n][at : at + len(part)] * again[n]).sum() for n in slope]).sum().backward()
+    for part in parts:
+        again = swept[0] if len(parts) == 1 else measure(objective, policy, part, condition)
+        steps = [(slopes[n][at : at + len(part)] * again[n]).sum() for n in slopes if again[n].requires_grad]
+        if steps:
+            torch.stack(steps).sum().backward()
         at += len(part)
     return report
+
+
+def _slopes(
+    objective: ObjectiveContract,
+    scalars: Scalars,
+    rows: Rows,
+    share: float,
+    processes: Processes | None,
+    report: Report,
+) -> Scalars:
+    """dL/du of this process's rows; with `processes`, L is the loss of the rows of all of them."""
+    mine = torch.ones(len(rows), dtype=torch.bool)
+    if processes is not None:
+        columns = columns_of(rows) | {"rank": torch.full((len(rows),), processes.rank)}
+        scalars, everyone = processes.gather(scalars), processes.gather(columns)
+        mine = everyone.pop("rank") == processes.rank
+        rows = without_latents(rows, everyone)
+    inputs = {name: u.requires_grad_() for name, u in scalars.items()}
+    terms, columns = objective.loss(inputs, rows)
+    report.include(terms, columns)
+    found = torch.autograd.grad(terms.sum() * share, list(inputs.values()), allow_unused=True)
+    return {name: slope[mine] for name, slope in zip(inputs, found, strict=True) if slope is not None}
 
 
 @torch.no_grad()
@@ -160,7 +189,22 @@ def _split(rows: Rows, micro_batch: int) -> Iterator[Rows]:
         yield rows.index(part)
 
 
+def _samples(rows: Rows, micro_batch: int) -> list[Rows]:
+    """Micro-batches of whole samples; none where one has more rows than fit."""
+    sizes = torch.unique(rows.sample, return_counts=True)[1].tolist()
+    packs, room = list[list[Tensor]](), 0
+    for own in rows.sample.argsort(stable=True).split(sizes):
+        if len(own) > micro_batch:
+            return []
+        if len(own) > room:
+            packs.append([])
+            room = micro_batch
+        packs[-1].append(own)
+        room -= len(own)
+    return [rows.index(torch.cat(pack)) for pack in packs]
+
+
 def _deviation(report: Report, scalars: Scalars, rows: Rows) -> None:
-    if "log_prob" in scalars and isinstance(rows, Transitions):
+    if "log_prob" in scalars and isinstance(rows, Transitions) and len(rows):
         gap = (scalars["log_prob"].detach().cpu() - rows.old_log_prob).abs().max()
         report.ratio_deviation = max(report.ratio_deviation, float(gap))

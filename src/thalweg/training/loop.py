@@ -22,7 +22,7 @@ from thalweg.objectives import ChunkRatio, ClippedRatio
 from thalweg.rewards import finished, require_finite, total, weights_of, without_infinite
 from thalweg.rewards.world import WorldReward
 from thalweg.training import checkpoint
-from thalweg.training.backward import Report, Rows, backward, on_training_path
+from thalweg.training.backward import Report, backward, on_training_path
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.collect import agreement, collect, judge
@@ -35,6 +35,7 @@ from thalweg.training.replay import ReplayBuffer, mixed
 from thalweg.training.run import RunFolder, command_line, default_folder
 from thalweg.training.stop import StopRequest
 from thalweg.training.trackers import Trackers, require_installed
+from thalweg.training.units import Rows, needed, together
 from thalweg.training.weight_rules import add_named, after_iteration, after_update
 from thalweg.worlds import find_world
 
@@ -162,6 +163,7 @@ def iterate(
         rows = recipe.selection.select(rows, seed=recipe.seed, iteration=state.iteration, processes=processes)
         everyone = processes.gather(vars(forest.leaves) | scores.leaves)
         leaves = Leaves(**{name: everyone.pop(name) for name in vars(forest.leaves)})
+        rows = needed(recipe.objective.unit, rows, processes)
     with clock.stage("update"):
         rows, condition = with_replayed(recipe, rows, forest.condition, buffer, processes, state.iteration)
         learned = learn(recipe, policy, optimizer, rows, condition, processes, state)
@@ -192,20 +194,22 @@ def learn(
     processes: Processes,
     state: State,
 ) -> Metrics:
-    """Split the rows into updates by sample, the same way on any number of processes, and take them."""
+    """Split the rows into updates by whole units, the same way on any number of processes, and take them."""
     optim, report, deviation, norms = recipe.optim, Report(), 0.0, list[float]()
     rows, corrected = on_training_path(
         recipe.objective, policy, rows, condition, optim.micro_batch, processes
     )
-    samples = processes.gather({"sample": rows.sample})["sample"].unique()
-    order = samples[Address(recipe.seed, "order", state.iteration, path=(1,)).permutation(len(samples))]
-    for samples in order.tensor_split(optim.updates_per_iteration):
-        part = rows.index(torch.isin(rows.sample, samples))
+    unit = recipe.objective.unit
+    whole = processes.gather({"unit": together(unit, rows)})["unit"].unique()
+    order = whole[Address(recipe.seed, "order", state.iteration, path=(1,)).permutation(len(whole))]
+    for chosen in order.tensor_split(optim.updates_per_iteration):
+        part = rows.index(torch.isin(together(unit, rows), chosen))
         weight = part.weight.double().sum()[None]
         processes.add([weight])
         if float(weight) == 0:
             continue
-        done = backward(recipe.objective, policy, part, condition, optim.micro_batch, 1 / float(weight))
+        share = 1 / float(weight)
+        done = backward(recipe.objective, policy, part, condition, optim.micro_batch, share, processes)
         norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
         if not norms:
             deviation = done.ratio_deviation

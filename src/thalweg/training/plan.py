@@ -8,6 +8,7 @@ import torch
 from thalweg.core.errors import UserError
 from thalweg.models import Policy
 from thalweg.training.recipe import Recipe
+from thalweg.training.units import WIDE
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,25 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
             of_sample = max(1, int(recipe.selection.trained_fraction * of_sample))
     else:
         of_sample = levels.num_sigmas
-    rows, anchors = round(samples * of_sample), len(recipe.objective.anchors)
+    unit = recipe.objective.unit
+    # Of a prompt's samples, a pair is what a loss term depends on.
+    trained_samples = 2 * recipe.data.prompts_per_iteration if unit == "pair" else samples
+    rows, anchors = round(trained_samples * of_sample), len(recipe.objective.anchors)
     if recipe.selection.best_of is not None:
         rows = rows * min(recipe.selection.best_of, recipe.rollout.group_size) // recipe.rollout.group_size
     others = rows * anchors
-    if recipe.objective.unit != "row":
-        # Units wider than a micro-batch take two sweeps, each with the anchors' passes.
-        updates = (round(len(part) * of_sample) // processes for part in _parts(samples, recipe))
+    # What does not fit one micro-batch takes a second sweep, with the anchors' passes.
+    if unit == "sample" and of_sample > recipe.optim.micro_batch:
+        others += rows * (1 + anchors)
+    if unit in WIDE:
+        prompts = torch.arange(recipe.data.prompts_per_iteration)
+        parts = prompts.tensor_split(recipe.optim.updates_per_iteration)
+        updates = (len(part) * (rows // len(prompts)) // processes for part in parts)
         others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (1 + anchors)
     if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
         others += rows * (1 + anchors)
-    states = (3 if recipe.objective.keeps_mean else 2) * trained if levels is None else 2 * rows
+    of_edge = 3 if recipe.objective.keeps_mean else 2
+    states = of_edge * trained if levels is None else round(2 * samples * of_sample)
     size = math.prod(policy.latent_shape) * torch.float32.itemsize
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
     return BatchPlan(
@@ -85,8 +94,3 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         stored_bytes=states * size // processes,
         weight_bytes=weights * (4 + len(recipe.weights)),
     )
-
-
-def _parts(samples: int, recipe: Recipe) -> tuple[torch.Tensor, ...]:
-    """The samples of each update."""
-    return torch.arange(samples).tensor_split(recipe.optim.updates_per_iteration)

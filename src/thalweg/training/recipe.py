@@ -17,12 +17,15 @@ from thalweg.core.part import Part
 from thalweg.credit import Credit, DenseCredit, GroupCredit, ProcessCredit, Selection, TreeCredit
 from thalweg.evaluation.benchmark import Evaluation
 from thalweg.models import POLICY, Model
-from thalweg.objectives import ChunkRatio, ClippedRatio, Objective
+from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward, Objective
+from thalweg.objectives.rules import Centred
+from thalweg.objectives.sigma_draw import Grid
 from thalweg.rewards import Reward, judges_steps
 from thalweg.rollout import AllSteps, Candidates, Deterministic, Rollout, Tree, Window
 from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
 from thalweg.training.replay import Replay
+from thalweg.training.units import WIDE
 from thalweg.training.weight_rules import WeightRule
 
 
@@ -167,21 +170,25 @@ def _across_sections(recipe: Recipe) -> list[str]:
         if rule.source in known and rule.source not in made:
             problems.append(f"weights.{name}.from: '{rule.source}' comes later; write it above '{name}'")
         made.append(name)
-    if isinstance(recipe.objective, ClippedRatio | ChunkRatio):
+    if isinstance(recipe.objective, ClippedRatio | ChunkRatio | Balance):
         problems += _densities(recipe)
     problems += _credit_problems(recipe)
     problems += _selection_problems(recipe)
+    if isinstance(recipe.objective, Forward):
+        problems += _forward(recipe.objective, recipe)
+    if recipe.objective.unit in WIDE:
+        problems += _whole_groups(recipe)
     if recipe.evaluation.diversity_prompts and recipe.evaluation.diversity_group < 2:
         problems.append(
             f"evaluation.diversity_group={recipe.evaluation.diversity_group}: diversity is a distance of "
             "images of a prompt; give 2 or more, or diversity_prompts=0"
         )
-    samples = recipe.data.prompts_per_iteration * recipe.rollout.group_size
-    if recipe.optim.updates_per_iteration > samples:
+    prompts, whole = recipe.data.prompts_per_iteration, recipe.objective.unit in WIDE
+    parts = prompts if whole else prompts * recipe.rollout.group_size
+    if recipe.optim.updates_per_iteration > parts:
         problems.append(
             f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only "
-            f"{samples} "
-            "samples; give fewer updates"
+            f"{parts} {'groups, which stay whole' if whole else 'samples'}; give fewer updates"
         )
     names = [reward.name for reward in recipe.rewards]
     if not names:
@@ -195,7 +202,8 @@ def _credit_problems(recipe: Recipe) -> list[str]:
     """What a credit reads and the rollout or the rewards do not give, or give in vain."""
     rollout, credit, problems = recipe.rollout, recipe.credit, []
     siblings = isinstance(credit, ProcessCredit) and credit.compare == "siblings"
-    if rollout.group_size < 2 and getattr(credit, "std", "none") != "none" and not siblings:
+    is_compared = getattr(credit, "std", "none") != "none" or recipe.objective.unit in WIDE
+    if rollout.group_size < 2 and is_compared and not siblings:
         problems.append(
             f"rollout.group_size={rollout.group_size}: a group of one has no better and no worse; "
             "give 2 or more"
@@ -244,7 +252,7 @@ def _credit_problems(recipe: Recipe) -> list[str]:
 def _selection_problems(recipe: Recipe) -> list[str]:
     """What cannot be chosen, replayed or trained on as it was drawn."""
     rollout, objective, chosen, problems = recipe.rollout, recipe.objective, recipe.selection, []
-    on_path = isinstance(objective, ClippedRatio | ChunkRatio)
+    on_path = isinstance(objective, ClippedRatio | ChunkRatio | Balance)
     of_steps = {
         "step_weight": chosen.step_weight != "uniform",
         "sigma_min": chosen.sigma_min > 0,
@@ -268,14 +276,15 @@ def _selection_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"selection.best_of={chosen.best_of}: a prompt has only {rollout.group_size} samples; give fewer"
         )
-    if isinstance(objective, ChunkRatio) and (
+    if isinstance(objective, ChunkRatio | Balance) and (
         chosen.trained_fraction < 1
         or chosen.sigma_min > 0
         or chosen.depth_prune is not None
         or not isinstance(rollout.plan, AllSteps | Window)
     ):
         problems.append(
-            "objective.kind: 'chunk_ratio' needs every sample to train the same steps in a row; use the plan "
+            f"objective.kind: '{objective.kind}' needs every sample to train the same steps in a row; "
+            "use the plan "
             "all_steps or window, and no selection of steps"
         )
     if recipe.replay is not None and not (
@@ -299,6 +308,50 @@ def _selection_problems(recipe: Recipe) -> list[str]:
             "drawn; use the plan deterministic"
         )
     return problems
+
+
+def _forward(objective: Forward, recipe: Recipe) -> list[str]:
+    """What keeps a forward objective from its noise levels, its noise or its anchors."""
+    problems, sigmas = [], objective.sigmas
+    if recipe.rollout.plan.stochastic and objective.noise == "rollout":
+        problems.append(
+            f"objective.noise='rollout': the plan '{recipe.rollout.plan.kind}' draws more noise than a "
+            "sample starts from; use the plan deterministic, or noise=fresh"
+        )
+    if isinstance(sigmas, Grid):
+        levels = len(sigmas.candidates(len(recipe.rollout.sigmas(recipe.seed, 0)) - 1))
+        if sigmas.num_sigmas > levels:
+            problems.append(
+                f"objective.sigmas.num_sigmas={sigmas.num_sigmas}: the rollout has only {levels} levels to "
+                "draw from; give fewer, a larger noisy_fraction, or a smaller skip"
+            )
+    return problems
+
+
+def _whole_groups(recipe: Recipe) -> list[str]:
+    """What would take samples out of a group whose loss spans all of them."""
+    objective, credit, chosen, problems = recipe.objective, recipe.credit, recipe.selection, []
+    spans = f"objective '{objective.kind}' compares the samples of a prompt"
+    if isinstance(credit, GroupCredit) and credit.group_by != ("prompt",):
+        problems.append(f"credit.group_by={list(credit.group_by)}: {spans}; use [prompt]")
+    if chosen.trained_fraction < 1 and isinstance(objective, Forward):
+        problems.append(
+            f"selection.trained_fraction={chosen.trained_fraction}: {spans} at the same levels; give 1"
+        )
+    if _needs_every_sample(objective) and (chosen.drop_zero or chosen.best_of is not None):
+        named = "drop_zero" if chosen.drop_zero else "best_of"
+        problems.append(
+            f"selection.{named}: {spans}, those of advantage 0 too; give "
+            f"{'false' if chosen.drop_zero else 'none'}"
+        )
+    return problems
+
+
+def _needs_every_sample(objective: Objective) -> bool:
+    """Whether a sample of advantage 0 has a part in the loss of its group."""
+    return isinstance(objective, Balance) or (
+        isinstance(objective, Forward) and isinstance(objective.rule, Centred)
+    )
 
 
 def _densities(recipe: Recipe) -> list[str]:

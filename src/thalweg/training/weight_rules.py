@@ -1,16 +1,18 @@
 """How named weights follow the policy: not at all, by copies, or by a moving average.
 
-    name <- keep * name + (1 - keep) * source,    keep = min(ramp (n - delay), decay), and 0 before the delay
+    name <- keep * name + (1 - keep) * source,    keep = min(start + ramp (n - delay), decay)
 
-n counts the policy's updates, or its iterations. Presets of the papers: DiffusionNFT "slow" is ramp .001,
-decay .5; "fast" ramp .02, decay .99; "delayed" ramp .0075, decay .999, delay 75.
+and keep = 0 before the delay. n counts the policy's updates, or its iterations. In a recipe `update: slow`
+stands for one of the schedules in PRESETS, which come from DiffusionNFT, AWM and DGPO.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from thalweg.core.names import nearest
 from thalweg.core.part import Part
 from thalweg.models.rounding import Format, rounded
 from thalweg.models.weights import POLICY, NamedWeights
@@ -38,6 +40,8 @@ class EMA(Part):
     """Largest share of itself that is kept."""
     ramp: float | None = Field(default=None, gt=0)
     """How fast the kept share grows with n; None keeps `decay` from the start."""
+    start: float = Field(default=0.0, ge=0, le=1)
+    """The kept share that the ramp begins with."""
     delay: int = Field(default=0, ge=0)
     """n up to which the source is copied."""
     per: Literal["iteration", "update"] = "iteration"
@@ -46,7 +50,8 @@ class EMA(Part):
     def keep(self, count: int) -> float:
         if count < self.delay:
             return 0.0
-        return self.decay if self.ramp is None else min(self.ramp * (count - self.delay), self.decay)
+        rising = self.start + (self.ramp or 0.0) * (count - self.delay)
+        return self.decay if self.ramp is None else min(rising, self.decay)
 
 
 class Rounded(Part):
@@ -60,6 +65,30 @@ class Rounded(Part):
     """Neighbouring values that share a scale, the largest of them."""
 
 
+Update = Annotated[Frozen | Copy | EMA | Rounded, Field(discriminator="kind")]
+PresetName = Literal["frozen", "copy", "slow", "fast", "delayed", "trailing"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "frozen": {"kind": "frozen"},
+    "copy": {"kind": "copy"},
+    "slow": {"kind": "ema", "ramp": 0.001, "decay": 0.5},
+    "fast": {"kind": "ema", "ramp": 0.02, "decay": 0.99},
+    "delayed": {"kind": "ema", "ramp": 0.0075, "decay": 0.999, "delay": 75},
+    "trailing": {"kind": "ema", "ramp": 0.001, "decay": 0.3},
+}
+"""Schedules by name; `trailing` is the fast average that AWM and DGPO step away from."""
+
+
+def _preset(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in PRESETS:
+        raise ValueError(
+            f"no schedule is called '{value}'{nearest(value, PRESETS)}; or give a mapping with `kind`"
+        )
+    return dict(PRESETS[value])
+
+
 class WeightRule(Part):
     """One named set of weights."""
 
@@ -67,7 +96,8 @@ class WeightRule(Part):
 
     source: str = Field(default=POLICY, alias="from")
     """The set it starts from and follows."""
-    update: Annotated[Frozen | Copy | EMA | Rounded, Field(discriminator="kind")]
+    update: Annotated[Update, BeforeValidator(_preset, json_schema_input_type=Update | PresetName)]
+    """How it follows: `kind` and its numbers, or the name of a published schedule."""
 
 
 def add_named(weights: NamedWeights, rules: dict[str, WeightRule]) -> None:

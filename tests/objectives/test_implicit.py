@@ -5,7 +5,11 @@ import torch
 from torch.testing import assert_close
 
 from thalweg.core.values import Samples
-from thalweg.objectives import NFT
+from thalweg.objectives import Forward
+from thalweg.objectives.advantage_map import AdvantageMap
+from thalweg.objectives.forward import Pull
+from thalweg.objectives.rules import Implicit, Weighted
+from thalweg.objectives.surrogate import Regression
 from thalweg.training.backward import backward
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -29,6 +33,12 @@ ROWS = Samples(
 AT = SIGMA.view(-1, 1, 1)
 
 
+def nft(beta: float = 1.0, advantage_max: float = 5.0, kl_weight: float = 0.0, old: str = "old") -> Forward:
+    """DiffusionNFT as the authors run it."""
+    rule = Implicit(beta=beta, advantage_max=advantage_max, old=old)
+    return Forward(rule=rule, pulls=(Pull(to="reference", weight=kl_weight),))
+
+
 def mean(values: torch.Tensor) -> torch.Tensor:
     return values.flatten(1).mean(1)
 
@@ -39,20 +49,20 @@ def adaptive(velocity: torch.Tensor) -> torch.Tensor:
     return mean(error**2) / mean(error.detach().abs()).clamp(min=1e-5)
 
 
-def loss_of(objective: NFT, velocity: torch.Tensor, rows: Samples = ROWS):
+def loss_of(objective: Forward, velocity: torch.Tensor, rows: Samples = ROWS):
     x, _ = objective.inputs(rows)
     anchors = {"old": V_OLD, "reference": V_REF}
     return objective.loss(objective.measure(rows, x, velocity, anchors), rows)
 
 
-def gradient_of(objective: NFT, velocity: torch.Tensor, rows: Samples = ROWS) -> torch.Tensor:
+def gradient_of(objective: Forward, velocity: torch.Tensor, rows: Samples = ROWS) -> torch.Tensor:
     velocity = velocity.clone().requires_grad_()
     loss_of(objective, velocity, rows)[0].sum().backward()
     return velocity.grad
 
 
 def test_the_network_sees_data_mixed_with_noise():
-    x, sigma = NFT().inputs(ROWS)
+    x, sigma = nft().inputs(ROWS)
     assert_close(x, (1 - AT) * X0 + AT * NOISE)
     assert_close(sigma, SIGMA)
 
@@ -66,26 +76,27 @@ def test_the_loss_is_the_published_one(beta):
     expected = 5 / beta * (r * adaptive(plus) + (1 - r) * adaptive(minus)) + 0.01 * mean(
         (velocity - V_REF) ** 2
     )
-    terms, report = loss_of(NFT(beta=beta, kl_weight=0.01), velocity)
+    terms, report = loss_of(nft(beta=beta, kl_weight=0.01), velocity)
     assert_close(terms, expected)
-    assert_close(report["old_distance"], 0.09 * mean(STEP**2))
-    assert_close(report["kl"], mean((velocity - V_REF) ** 2))
+    assert_close(report["distance/old"], 0.09 * mean(STEP**2))
+    assert_close(report["distance/reference"], mean((velocity - V_REF) ** 2))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 2.0])
 def test_with_uniform_weights_it_is_regression_with_a_trust_region(beta):
     # (1/β) [r |v+ - v|² + (1-r) |v- - v|²] = A |vθ - v|² + (β-A) |vθ - v_old|² + (1/β-A) |v_old - v|²
     velocity, target = V_OLD + 0.3 * STEP, NOISE - X0
-    objective = NFT(beta=beta, kl_weight=0)
-    x, _ = objective.inputs(ROWS)
-    scalars = objective.measure(ROWS, x, velocity, {"old": V_OLD})
-    # Undo the adaptive divisor, and σ² of the step from velocity to x̂0.
-    plus = scalars["positive"] * mean((AT * (V_OLD + beta * 0.3 * STEP - target)).abs()) / SIGMA**2
-    minus = scalars["negative"] * mean((AT * (V_OLD - beta * 0.3 * STEP - target)).abs()) / SIGMA**2
+    uniform = Regression(weighting="uniform")
+    terms, _ = loss_of(nft(beta=beta).model_copy(update={"surrogate": uniform}), velocity)
+    # The same from parts: the advantage as the weight of the error, and of a pull that grows as it falls.
+    pull = Pull(to="old", weight=beta, advantage_weight=-1)
+    regression = Forward(
+        surrogate=uniform, advantage=AdvantageMap(limit=5, scale=0.2), rule=Weighted(), pulls=(pull,)
+    )
     A = CLIPPED / 5
-    left = ((1 + A) / 2 * plus + (1 - A) / 2 * minus) / beta
-    right = A * mean((velocity - target) ** 2) + (beta - A) * mean((velocity - V_OLD) ** 2)
-    assert_close(left, right + (1 / beta - A) * mean((V_OLD - target) ** 2))
+    expected, _ = loss_of(regression, velocity)
+    assert_close(expected, A * mean((velocity - target) ** 2) + (beta - A) * mean((velocity - V_OLD) ** 2))
+    assert_close(terms / 5, expected + (1 / beta - A) * mean((V_OLD - target) ** 2))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 2.0])
@@ -93,30 +104,28 @@ def test_with_uniform_weights_it_is_regression_with_a_trust_region(beta):
 def test_the_first_gradient_is_that_of_advantage_weighted_regression_for_every_beta(beta, limit):
     velocity = V_OLD.clone().requires_grad_()
     (ADVANTAGES.clamp(-limit, limit) * adaptive(velocity)).sum().backward()
-    got = gradient_of(NFT(beta=beta, advantage_max=limit, kl_weight=0), V_OLD)
+    got = gradient_of(nft(beta=beta, advantage_max=limit), V_OLD)
     assert_close(got, velocity.grad, rtol=1e-10, atol=1e-10)
 
 
 def test_a_constant_reward_gives_exactly_no_gradient_at_the_old_policy():
     flat = replace(ROWS, advantages=torch.zeros(6, 1, dtype=torch.float64))
-    assert torch.equal(gradient_of(NFT(kl_weight=0), V_OLD, flat), torch.zeros_like(X0))
-    assert (
-        gradient_of(NFT(kl_weight=0), V_OLD + 0.1 * STEP, flat) != 0
-    ).all()  # and pulls back to it elsewhere
+    assert torch.equal(gradient_of(nft(), V_OLD, flat), torch.zeros_like(X0))
+    assert (gradient_of(nft(), V_OLD + 0.1 * STEP, flat) != 0).all()  # and pulls back to it elsewhere
 
 
 def test_a_perfect_prediction_is_not_divided_by_zero():
     exact = NOISE - X0
-    x, _ = NFT().inputs(ROWS)
-    scalars = NFT(kl_weight=0).measure(ROWS, x, exact, {"old": exact})
+    x, _ = nft().inputs(ROWS)
+    scalars = nft().measure(ROWS, x, exact, {"old": exact})
     assert scalars["positive"].abs().max() < 1e-20 and scalars["negative"].abs().max() < 1e-20
 
 
 def test_advantages_of_several_rewards_are_added_and_rows_are_weighed():
     split = torch.stack([ADVANTAGES - 1, torch.ones(6, dtype=torch.float64)], 1)
     both = replace(ROWS, advantages=split, weight=torch.arange(6.0, dtype=torch.float64))
-    terms, _ = loss_of(NFT(), V_OLD + STEP)
-    assert_close(loss_of(NFT(), V_OLD + STEP, both)[0], terms * torch.arange(6.0))
+    terms, _ = loss_of(nft(), V_OLD + STEP)
+    assert_close(loss_of(nft(), V_OLD + STEP, both)[0], terms * torch.arange(6.0))
 
 
 def test_only_the_trained_velocity_has_a_gradient(linear_policy):
@@ -128,7 +137,7 @@ def test_only_the_trained_velocity_has_a_gradient(linear_policy):
     x0, advantages = X0.clone().requires_grad_(), ADVANTAGES[:, None].clone().requires_grad_()
     rows = replace(ROWS, x0=x0.detach(), advantages=advantages.detach())
     condition = policy.encode([type("P", (), {"metadata": {}})()])
-    objective = NFT(kl_weight=0.1)
+    objective = nft(kl_weight=0.1)
     backward(objective, policy, rows, condition, micro_batch=6, share=1.0)
 
     variance = (1 - AT) ** 2 / 4 + AT**2
@@ -142,5 +151,5 @@ def test_only_the_trained_velocity_has_a_gradient(linear_policy):
 
 
 def test_the_reference_is_asked_for_only_with_a_kl_weight():
-    assert NFT().anchors == ("old", "reference")
-    assert NFT(kl_weight=0, old="slow").anchors == ("slow",)
+    assert nft(kl_weight=0.1).anchors == ("old", "reference")
+    assert nft(old="slow").anchors == ("slow",)

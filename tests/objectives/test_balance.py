@@ -1,0 +1,111 @@
+"""Trajectory balance against hand formulas: 2 prompts x 3 paths x 2 steps, in float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from thalweg.core.values import Transitions
+from thalweg.objectives import Balance
+
+PATH = torch.arange(6).repeat_interleave(2)
+GENERATOR = torch.Generator().manual_seed(0)
+NOW, OLD = torch.randn(2, 12, dtype=torch.float64, generator=GENERATOR)
+REWARD = torch.tensor([1.0, -0.4, -0.6, 0.3, 0.9, -1.2], dtype=torch.float64)
+NOTHING = torch.zeros(12, dtype=torch.float64)
+ROWS = Transitions(
+    x=torch.zeros(12, 0),
+    x_next=torch.zeros(12, 0),
+    sigma=NOTHING,
+    sigma_next=NOTHING,
+    k=NOTHING,
+    std=NOTHING,
+    old_log_prob=OLD,
+    advantages=REWARD[PATH][:, None],
+    weight=torch.ones(12, dtype=torch.float64),
+    condition=PATH // 3,
+    prompt_slot=PATH // 3,
+    seed_group=torch.zeros(12, dtype=torch.int64),
+    sample=PATH,
+    step=torch.tensor([0, 1] * 6),
+    depth=torch.zeros(12, dtype=torch.int64),
+    parent=PATH,
+    behaviour_log_prob=OLD,
+)
+
+
+def slopes(objective: Balance, log_prob=NOW, rows: Transitions = ROWS) -> torch.Tensor:
+    """d mean loss over rows / d path score, two equal steps a path."""
+    log_prob = log_prob.clone().requires_grad_()
+    objective.loss({"log_prob": log_prob}, rows)[0].mean().backward()
+    assert_close(log_prob.grad[::2], log_prob.grad[1::2])
+    return log_prob.grad[::2].view(2, 3)
+
+
+def shares(scores: torch.Tensor) -> torch.Tensor:
+    return scores.view(2, 3).softmax(1)
+
+
+SCORE = NOW.view(6, 2).sum(1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_the_divergence_pulls_each_path_by_the_difference_of_its_shares(scale):
+    objective = Balance(form="kl", reward_scale=2.0, score_scale=scale)
+    p, q = shares(scale * SCORE), shares(2 * REWARD)
+    terms, _ = objective.loss({"log_prob": NOW}, ROWS)
+    assert_close(terms.view(2, 6), (q * (q / p).log()).sum(1, keepdim=True).expand(2, 6))
+    assert_close(slopes(objective), scale * (p - q) / 2)  # the mean of 2 prompts
+
+
+def test_the_squares_have_the_slope_of_the_paper():
+    p, q = shares(SCORE), shares(REWARD)
+    gap = (p / q).log()
+    expected = 2 * (gap - p * gap.sum(1, keepdim=True))
+    assert_close(slopes(Balance(form="squares")), expected / 2)
+
+
+def test_the_published_ratio_is_clipped_about_the_mean_of_its_group():
+    moved = (NOW - OLD).view(6, 2).sum(1).view(2, 3)
+    ratio = (moved - moved.mean(1, keepdim=True)).exp()
+    wanted = (shares(REWARD) / shares(SCORE)).log()
+    expected = torch.maximum(-wanted * ratio, -wanted * ratio.clamp(0.8, 1.2))
+    terms, report = Balance(form="ratio").loss({"log_prob": NOW}, ROWS)
+    assert_close(terms, expected.flatten().repeat_interleave(2))
+    assert 0 < report["clip_fraction"].mean() < 1
+    start = replace(ROWS, old_log_prob=NOW)
+    assert_close(slopes(Balance(form="ratio"), rows=start), -wanted / 6)  # the mean of 6 paths
+
+
+@pytest.mark.parametrize("form", ["kl", "squares", "ratio"])
+def test_paths_drawn_in_proportion_are_left_as_they_are(form):
+    log_prob = (REWARD / 2).repeat_interleave(2)  # two steps, together the reward
+    at = replace(ROWS, old_log_prob=log_prob)
+    assert slopes(Balance(form=form), log_prob, at).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("form", ["kl", "squares", "ratio"])
+def test_equal_rewards_say_nothing_and_a_constant_adds_nothing(form):
+    flat = replace(ROWS, advantages=torch.where(PATH < 3, 0.0, REWARD[PATH])[:, None])
+    assert (slopes(Balance(form=form), rows=flat)[0] == 0).all()
+    more = replace(ROWS, advantages=ROWS.advantages + 0.3)
+    assert_close(slopes(Balance(form=form), rows=more), slopes(Balance(form=form)))
+
+
+def test_two_paths_are_a_logistic_comparison():
+    two = ROWS.index(PATH < 2)
+    log_prob = NOW[:4].clone().requires_grad_()
+    Balance(form="kl").loss({"log_prob": log_prob}, two)[0].mean().backward()
+    score = NOW[:4].view(2, 2).sum(1)
+    better, q = torch.sigmoid(score[0] - score[1]), torch.sigmoid(REWARD[0] - REWARD[1])
+    assert_close(log_prob.grad, (better - q) * torch.tensor([1.0, 1, -1, -1]).double())
+
+
+def test_rows_that_pad_count_nowhere():
+    order = torch.cat([torch.arange(12), torch.tensor([0, 7])])
+    padded = replace(ROWS.index(order), weight=torch.cat([torch.ones(12), torch.zeros(2)]).double())
+    for form in ("kl", "squares", "ratio"):
+        terms, _ = Balance(form=form).loss({"log_prob": NOW[order]}, padded)
+        whole, _ = Balance(form=form).loss({"log_prob": NOW}, ROWS)
+        assert_close(terms, torch.cat([whole, torch.zeros(2)]))

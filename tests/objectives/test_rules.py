@@ -1,0 +1,294 @@
+"""Away from the old policy: each rule's slope against the published formula, in float64."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.testing import assert_close
+
+from objectives.forward_rows_of_two_prompts import (
+    ADVANTAGE,
+    ANCHORS,
+    BEST_AND_WORST,
+    LEVEL,
+    PROMPT,
+    ROWS,
+    SAMPLE,
+    SIGMA,
+    STEP,
+    TARGET,
+    V_OLD,
+    V_REF,
+    X0,
+    errors_of,
+    gradient_of,
+    mean,
+    terms_of,
+    weighted_gradient,
+)
+from thalweg.objectives import Forward
+from thalweg.objectives.forward import Pull
+from thalweg.objectives.rules import Centred, Preference, Ratio, Weighted
+from thalweg.objectives.surrogate import Regression
+
+UNIFORM = Regression(weighting="uniform")
+VELOCITY = V_OLD + 0.2 * STEP
+AT = SIGMA.view(-1, 1, 1)
+
+
+def of_groups(values: torch.Tensor) -> torch.Tensor:
+    """Means over the samples of a prompt at one level, by a loop."""
+    out = torch.empty_like(values)
+    for row in range(len(values)):
+        out[row] = values[(PROMPT[row] == PROMPT) & (LEVEL[row] == LEVEL)].mean()
+    return out
+
+
+def log_ratio(objective: Forward, to=V_OLD) -> torch.Tensor:
+    return errors_of(objective, to) - errors_of(objective, VELOCITY)
+
+
+@pytest.mark.parametrize("use_ratio", [True, False])
+@pytest.mark.parametrize("c", [0.0, 1.0, 0.3])
+def test_the_policy_gradient_of_an_elbo_is_the_published_one(c, use_ratio):
+    objective = Forward(rule=Weighted(old="old", log_ratio_weight=c, use_ratio=use_ratio))
+    d = log_ratio(objective)
+    q = d.exp() if use_ratio else torch.ones_like(d)
+    expected = weighted_gradient(objective, VELOCITY, q * (ADVANTAGE - c * d))
+    assert_close(gradient_of(objective, VELOCITY), expected)
+
+
+def test_par_has_the_gradient_of_pepg_and_stops_where_the_log_ratio_is_the_advantage():
+    objective = Forward(rule=Weighted(old="old", log_ratio_weight=1.0))
+    velocity = VELOCITY.clone().requires_grad_()
+    d = errors_of(objective, V_OLD) - errors_of(objective, velocity)
+    (0.5 * d.detach().exp() * (ADVANTAGE - d).pow(2)).sum().backward()
+    assert_close(gradient_of(objective, VELOCITY), velocity.grad)
+    there = replace(ROWS, advantages=log_ratio(objective)[:, None])
+    assert gradient_of(objective, VELOCITY, there).abs().max() < 1e-15
+
+
+def test_a_log_ratio_to_nothing_is_refused():
+    with pytest.raises(ValidationError, match="name them in `old`"):
+        Weighted(log_ratio_weight=1.0)
+
+
+def test_the_ratio_is_clipped_on_the_side_that_the_advantage_asks_for():
+    objective = Forward(rule=Ratio(clip_range=0.01))
+    ratio = log_ratio(objective).exp()
+    terms, report = terms_of(objective, VELOCITY)
+    held = ((ADVANTAGE > 0) & (ratio > 1.01)) | ((ADVANTAGE < 0) & (ratio < 0.99))
+    assert 0 < held.sum() < 16
+    expected = torch.maximum(-ADVANTAGE * ratio, -ADVANTAGE * ratio.clamp(0.99, 1.01))
+    assert_close(terms, expected)
+    assert_close(report["clip_fraction"], held.float())
+    slope = weighted_gradient(objective, VELOCITY, ADVANTAGE * ratio * ~held)
+    assert_close(gradient_of(objective, VELOCITY), slope)
+
+
+def test_a_ratio_of_samples_is_that_of_the_mean_error_of_their_levels():
+    objective = Forward(rule=Ratio(clip_range=0.01, spans="sample"))
+    of_sample = log_ratio(objective).view(8, 2).mean(1).exp().repeat_interleave(2)
+    expected = torch.maximum(-ADVANTAGE * of_sample, -ADVANTAGE * of_sample.clamp(0.99, 1.01))
+    assert_close(terms_of(objective, VELOCITY)[0], expected)
+    one_level = ROWS.index(LEVEL == 0)
+    anchors = {name: v[::2] for name, v in ANCHORS.items()}
+    for spans in ("level", "sample"):
+        rule = Ratio(clip_range=0.01, spans=spans)
+        terms, _ = terms_of(Forward(rule=rule), VELOCITY[::2], one_level, anchors)
+        assert_close(terms, terms_of(Forward(rule=Ratio(clip_range=0.01)), VELOCITY)[0][::2])
+
+
+def test_without_old_weights_the_ratio_is_exactly_one():
+    objective = Forward(rule=Ratio(old=None))
+    terms, report = terms_of(objective, VELOCITY)
+    assert objective.anchors == ()
+    assert torch.equal(terms, -ADVANTAGE) and (report["log_ratio"] == 0).all()
+    assert_close(gradient_of(objective, VELOCITY), weighted_gradient(objective, VELOCITY, ADVANTAGE))
+
+
+def test_ram_regresses_on_the_references_velocity_plus_the_advantage_times_the_miss_of_the_old():
+    pulls = (Pull(to="old", advantage_weight=-1), Pull(to="reference", weight=1))
+    ram = Forward(surrogate=UNIFORM, rule=Weighted(), pulls=pulls)
+    velocity = VELOCITY.clone().requires_grad_()
+    target = V_REF + ADVANTAGE.view(-1, 1, 1) * (TARGET - V_OLD)
+    mean((velocity - target) ** 2).sum().backward()
+    assert_close(gradient_of(ram, VELOCITY), velocity.grad)
+
+
+@pytest.mark.parametrize("weighting", ["x", "adaptive"])
+def test_advantage_flow_is_least_at_the_weighted_mean_of_sample_old_and_reference(weighting):
+    gamma, weight = 1.9, 0.3
+    pulls = (
+        Pull(to="old", weight=gamma, space="surrogate"),
+        Pull(to="reference", weight=weight, space="surrogate"),
+    )
+    flow = Forward(surrogate=Regression(weighting=weighting), rule=Weighted(), pulls=pulls)
+    A = ADVANTAGE.view(-1, 1, 1)
+    x, _ = flow.inputs(ROWS)
+    guesses = (X0, x - AT * V_OLD, x - AT * V_REF)
+    least = (A * guesses[0] + gamma * guesses[1] + weight * guesses[2]) / (A + gamma + weight)
+    assert gradient_of(flow, (x - least) / AT).abs().max() < 1e-12
+    assert gradient_of(flow, (x - least) / AT + 0.1).abs().max() > 1e-4
+
+
+def test_a_pull_is_measured_in_the_space_it_names():
+    distance = mean((VELOCITY - V_REF) ** 2)
+    adaptive = mean((AT * (VELOCITY - TARGET)).abs())
+    spaces = {"velocity": distance, "x": SIGMA**2 * distance, "surrogate": SIGMA**2 * distance / adaptive}
+    without, _ = terms_of(Forward(rule=Weighted()), VELOCITY)
+    for space, expected in spaces.items():
+        pull = Pull(to="reference", weight=0.5, advantage_weight=0.1, space=space)
+        terms, report = terms_of(Forward(rule=Weighted(), pulls=(pull,)), VELOCITY)
+        assert_close(terms - without, (0.5 + 0.1 * ADVANTAGE) * expected)
+        assert_close(report["distance/reference"], distance)
+    assert Forward(rule=Weighted(), pulls=(Pull(to="reference"),)).anchors == ()
+
+
+def test_crds_pull_is_stronger_for_better_samples():
+    # 0.1 [m + r (1-m)] with m = 1e-3 and r = A/10 + 1/2, in the numbers of the recipe.
+    r = ADVANTAGE / 10 + 0.5
+    assert_close(0.1 * (1e-3 + r * (1 - 1e-3)), 0.05005 + 0.00999 * ADVANTAGE)
+
+
+PAIR = Forward(surrogate=UNIFORM, rule=Preference(beta=5.0))
+
+
+def test_dpo_is_log_two_at_the_reference():
+    terms, report = terms_of(PAIR, V_REF)
+    assert_close(terms, math.log(2) * BEST_AND_WORST.abs())
+    assert (report["error_change/better"] == 0).all() and (report["preference_accuracy"] == 0).all()
+
+
+def test_dpo_is_the_published_loss_of_the_best_and_the_worst_sample():
+    change = errors_of(PAIR, VELOCITY) - errors_of(PAIR, V_REF)
+    expected = torch.zeros(16, dtype=torch.float64)
+    for level in (0, 1):
+        for best, worst in ((2, 0), (4, 7)):  # of prompt 0 and of prompt 1
+            margin = change[2 * best + level] - change[2 * worst + level]
+            loss = -torch.nn.functional.logsigmoid(-5.0 / 2 * margin)
+            expected[[2 * best + level, 2 * worst + level]] = loss
+    assert_close(terms_of(PAIR, VELOCITY)[0], expected)
+
+
+def test_the_reverse_preference_gives_the_reverse_first_step():
+    at = {"reference": V_REF}
+    step = gradient_of(PAIR, V_REF, anchors=at)
+    reverse = gradient_of(PAIR, V_REF, replace(ROWS, advantages=-ROWS.advantages), at)
+    assert step.abs().max() > 0.1
+    assert_close(reverse, -step)
+
+
+def test_a_group_without_a_better_one_has_no_pair():
+    flat = torch.where(PROMPT == 0, 0.0, ADVANTAGE)[:, None]
+    terms, _ = terms_of(PAIR, VELOCITY, replace(ROWS, advantages=flat))
+    assert (terms[:8] == 0).all() and (terms[8:] > 0).sum() == 4
+
+
+def group(**settings) -> Forward:
+    rule = Preference(among="group", beta=5.0, divide_by_beta=True, **settings)
+    return Forward(surrogate=UNIFORM, rule=rule)
+
+
+def test_dgpo_weighs_each_slope_by_how_little_its_group_has_learnt():
+    change = errors_of(PAIR, VELOCITY) - errors_of(PAIR, V_REF)
+    weight = torch.sigmoid(5.0 * of_groups(ADVANTAGE * change))
+    expected = weighted_gradient(PAIR, VELOCITY, weight * ADVANTAGE)
+    assert_close(gradient_of(group(), VELOCITY), expected)
+
+
+def test_dgpo_of_two_samples_is_dpo_over_beta():
+    two = replace(ROWS, advantages=BEST_AND_WORST[:, None]).index(BEST_AND_WORST != 0)
+    kept = BEST_AND_WORST != 0
+    anchors = {"reference": V_REF[kept]}
+    whole, _ = terms_of(group(), VELOCITY[kept], two, anchors)
+    assert_close(5.0 * whole, terms_of(PAIR, VELOCITY[kept], two, anchors)[0])
+
+
+def test_dgpos_stop_takes_the_slope_away_and_leaves_the_weights():
+    objective = group(stop_range=0.01)
+    assert objective.anchors == ("reference", "ema")
+    ratio = (errors_of(PAIR, ANCHORS["ema"]) - errors_of(PAIR, VELOCITY)).exp()
+    stopped = ((ADVANTAGE > 0) & (ratio > 1.01)) | ((ADVANTAGE <= 0) & (ratio < 0.99))
+    assert 0 < stopped.sum() < 16
+    change = errors_of(PAIR, VELOCITY) - errors_of(PAIR, V_REF)
+    weight = torch.sigmoid(5.0 * of_groups(ADVANTAGE * change))
+    expected = weighted_gradient(PAIR, VELOCITY, weight * ADVANTAGE * ~stopped)
+    assert_close(gradient_of(objective, VELOCITY), expected)
+    assert_close(terms_of(objective, VELOCITY)[0], terms_of(group(), VELOCITY)[0])
+    with pytest.raises(ValidationError, match="acts on groups alone"):
+        Preference(stop_range=0.01)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_crd_regresses_centred_implied_rewards_on_centred_given_ones(beta):
+    objective = Forward(rule=Centred(beta=beta))
+    gain, r = log_ratio(objective), ADVANTAGE / 10 + 0.5
+    gap = beta * (gain - of_groups(gain)) - (r - of_groups(r))
+    assert_close(terms_of(objective, VELOCITY)[0], 5 / beta * gap**2)
+    # The mean of the implied rewards has no slope.
+    expected = weighted_gradient(objective, VELOCITY, -2 * 5 * gap)
+    assert_close(gradient_of(objective, VELOCITY), expected)
+
+
+def test_crd_is_done_where_implied_rewards_differ_as_the_given_ones_do():
+    objective = Forward(rule=Centred(beta=2.0, advantage_max=50.0))
+    gain = log_ratio(objective)
+    constant = 0.01 * PROMPT + 0.02 * LEVEL  # of a prompt and level: centring removes it
+    rewards = 100 * (2 * gain + constant)
+    terms, _ = terms_of(objective, VELOCITY, replace(ROWS, advantages=rewards[:, None]))
+    assert terms.max() < 1e-20
+    batch = Forward(rule=Centred(beta=2.0, advantage_max=50.0, centre="batch"))
+    assert terms_of(batch, VELOCITY, replace(ROWS, advantages=rewards[:, None]))[0].max() > 1e-5
+
+
+def test_crd_may_compare_by_cross_entropy():
+    objective = Forward(rule=Centred(match="cross_entropy"))
+    gain, r = log_ratio(objective), ADVANTAGE / 10 + 0.5
+    p, q = (gain - of_groups(gain)).sigmoid(), (r - of_groups(r)).sigmoid()
+    assert_close(terms_of(objective, VELOCITY)[0], -5 * (q * p.log() + (1 - q) * (1 - p).log()))
+
+
+def test_what_a_rule_compares_with_is_asked_for_once():
+    pulls = (Pull(to="old", weight=1), Pull(to="reference", weight=1))
+    assert Forward(rule=Ratio(), pulls=pulls).anchors == ("old", "reference")
+    assert {s: Forward(rule=Ratio(spans=s)).unit for s in ("level", "sample")} == {
+        "level": "row",
+        "sample": "sample",
+    }
+    assert [Forward(rule=r).unit for r in (PAIR.rule, group().rule, Centred())] == ["pair", "group", "group"]
+
+
+def test_an_elbo_at_the_data_is_refused():
+    with pytest.raises(ValidationError, match="infinite at sigma 0"):
+        Forward(
+            surrogate=Regression(weighting="elbo"),
+            rule=Weighted(),
+            sigmas={"sigma_min": 0.0, "kind": "stratified"},
+        )
+
+
+def test_samples_of_a_pair_are_told_by_number():
+    assert SAMPLE[BEST_AND_WORST > 0].unique().tolist() == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Weighted(old="old", log_ratio_weight=1.0),
+        Ratio(),
+        Ratio(spans="sample"),
+        Preference(),
+        Preference(among="group", stop_range=0.01, stop="ema"),
+        Centred(),
+    ],
+    ids=str,
+)
+def test_what_the_policy_is_compared_with_has_no_slope(rule):
+    anchors = {name: v.clone().requires_grad_() for name, v in ANCHORS.items()}
+    terms, report = terms_of(Forward(rule=rule), VELOCITY.clone().requires_grad_(), anchors=anchors)
+    found = torch.autograd.grad(terms.sum(), list(anchors.values()), allow_unused=True)
+    assert all(slope is None or (slope == 0).all() for slope in found)
+    assert not any(u.requires_grad for u in report.values())
