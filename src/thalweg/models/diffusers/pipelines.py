@@ -1,0 +1,119 @@
+"""Opening a pipeline: a folder or a name on the hub, and what a user can get wrong about it."""
+
+from collections.abc import Mapping
+from inspect import signature, unwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
+from torch import nn
+
+from thalweg.core.errors import UserError
+from thalweg.core.names import nearest
+from thalweg.models.diffusers.families import family_of
+from thalweg.models.diffusers.model import DiffusersModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NETWORKS = ("transformer", "transformer_2")
+
+
+def open_pipeline(model: DiffusersModel) -> Any:
+    """The stock pipeline, frozen, in evaluation mode, on its device."""
+    folder = Path(model.path)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"model.path='{model.path}': no pipeline there (model_index.json is missing); give the folder "
+            "that `save_pretrained` wrote"
+        )
+    if not folder.exists() and model.path.count("/") != 1:
+        raise UserError(
+            f"model.path='{model.path}': no such folder; give a pipeline's folder, or owner/name on the hub"
+        )
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            model.path,
+            revision=model.revision,
+            torch_dtype=DTYPES[model.precision],
+            local_files_only=folder.exists(),
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        where = "cannot be read" if folder.exists() else "no such folder, and the hub does not give it"
+        raise UserError(f"model.path='{model.path}': {where} ({_first_line(error)}); check the name") from error
+    return prepare(pipeline, model.device)
+
+
+def prepare(pipeline: Any, device: str = "cpu") -> Any:
+    """Freeze every component, switch dropout off, and silence the progress bar."""
+    for name in NETWORKS[:1]:
+        if not isinstance(getattr(pipeline, name, None), nn.Module):
+            raise UserError(
+                f"model: {type(pipeline).__name__} has no component '{name}' to train; only flow pipelines "
+                "with a transformer are known"
+            )
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    return pipeline
+
+
+def networks(pipeline: Any) -> dict[str, nn.Module]:
+    """The denoising networks: one, or two that share the noise levels."""
+    found = {name: getattr(pipeline, name, None) for name in NETWORKS}
+    return {name: network for name, network in found.items() if isinstance(network, nn.Module)}
+
+
+def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
+    """What every call of the pipeline gets besides states and prompts; refuses what the pipeline lacks."""
+    family = family_of(pipeline)
+    keys = {
+        "height": "height",
+        "width": "width",
+        "num_frames": "num_frames",
+        "audio_seconds": family.audio_seconds,
+        "guidance_scale": family.guidance_scale,
+        "max_sequence_length": "max_sequence_length",
+    }
+    values = {key: getattr(model, key) for key in keys}
+    named = {f"model.{key}": (keys[key], value) for key, value in values.items() if value is not None}
+    named |= {f"model.call.{key}": (key, value) for key, value in model.call.items()}
+    known = list(signature(unwrap(type(pipeline).__call__)).parameters)
+    problems = [
+        f"{place}: {type(pipeline).__name__} takes no '{key}'{nearest(key, known)}"
+        for place, (key, _) in named.items()
+        if key not in known
+    ]
+    problems += [problem for key in ("height", "width") for problem in _indivisible(pipeline, key, values[key])]
+    if problems:
+        raise UserError("\n".join(problems))
+    return {key: _image(value) if key == "image" else value for key, value in named.values()}
+
+
+def _indivisible(pipeline: Any, side: str, pixels: int | None) -> list[str]:
+    processor = getattr(pipeline, "image_processor", None) or getattr(pipeline, "video_processor", None)
+    factor = 1 if processor is None else processor.config["vae_scale_factor"]
+    if pixels is None or pixels % factor == 0:
+        return []
+    lower = pixels // factor * factor
+    return [
+        f"model.{side}={pixels}: {type(pipeline).__name__} needs multiples of {factor}; "
+        f"give {lower or factor} or {lower + factor}"
+    ]
+
+
+def _image(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        with Image.open(value) as file:
+            return file.convert("RGB")
+    except OSError as error:
+        raise UserError(f"model.call.image='{value}': cannot be read ({error}); give an image file") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
