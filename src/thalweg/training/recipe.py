@@ -16,9 +16,10 @@ from thalweg.core.names import nearest
 from thalweg.core.part import Part
 from thalweg.credit import Credit
 from thalweg.evaluation.benchmark import Evaluation
-from thalweg.models import POLICY, Model
+from thalweg.models import POLICY, DiffusersModel, Model, from_shorthand
 from thalweg.objectives import NFT, ChunkRatio, ClippedRatio, Objective
 from thalweg.rewards import Reward
+from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Branch, Rollout
 from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
@@ -92,7 +93,7 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | Sequence[str]
     tree = {"name": path.stem, **tree}
     pairs = overrides.items() if isinstance(overrides, Mapping) else [_pair(text) for text in overrides]
     for key, value in pairs:
-        _put(tree, key, value)
+        _put(tree, key, from_shorthand(value) if key == "model" else value)
     return check_recipe(tree, str(source))
 
 
@@ -160,6 +161,8 @@ def _across_sections(recipe: Recipe) -> list[str]:
         if rule.source in known and rule.source not in made:
             problems.append(f"weights.{name}.from: '{rule.source}' comes later; write it above '{name}'")
         made.append(name)
+    if isinstance(recipe.model, DiffusersModel):
+        problems += _without_a_world(recipe)
     if isinstance(recipe.objective, ClippedRatio | ChunkRatio):
         problems += _densities(recipe)
     if isinstance(recipe.objective, ChunkRatio) and (
@@ -195,6 +198,22 @@ def _across_sections(recipe: Recipe) -> list[str]:
         problems.append("rewards: empty, so there is nothing to learn; give at least one")
     if len(set(names)) < len(names):
         problems.append(f"rewards: two have the same name ({', '.join(sorted(names))}); remove one")
+    return problems
+
+
+def _without_a_world(recipe: Recipe) -> list[str]:
+    """What an embedded world would have brought along."""
+    prompts = {"data.prompts": recipe.data.prompts, "evaluation.prompts": recipe.evaluation.prompts}
+    problems = [
+        f"{key}='{source}': this model has no prompts of its own; give a .txt or .jsonl file"
+        for key, source in prompts.items()
+        if source in ("training", "held_out")
+    ]
+    if any(isinstance(reward, WorldReward) for reward in recipe.rewards):
+        problems.append(
+            "rewards: the judge of an embedded world reads that world's images only; give others, such as "
+            "rewards=[jpeg_size] or module:function"
+        )
     return problems
 
 

@@ -5,7 +5,7 @@ pipeline that is not listed works by it; `thalweg doctor model=FOLDER` says whet
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -44,6 +44,8 @@ FAMILIES: dict[str, Family] = {
     "QwenImagePipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPlusPipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
+    "WanPipeline": Family(rows_may_differ=True),
+    "WanImageToVideoPipeline": Family(rows_may_differ=True),
     "SanaPipeline": Family(rows_may_differ=True),
     "HunyuanVideo15Pipeline": Family(rows_may_differ=True),
     "LTX2Pipeline": Family(rows_may_differ=True, latents=("latents", "audio_latents")),
@@ -55,5 +57,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(pipeline: Any) -> Family:
-    """The entry of a pipeline, or the rule."""
-    return FAMILIES.get(type(pipeline).__name__, Family())
+    """The entry of a pipeline, or the rule. Wan 2.2 picks its network by the level, or gives tokens one each."""
+    entry = FAMILIES.get(type(pipeline).__name__, Family())
+    by_level = pipeline.config.get("boundary_ratio") is not None or pipeline.config.get("expand_timesteps")
+    return replace(entry, rows_may_differ=False) if by_level else entry

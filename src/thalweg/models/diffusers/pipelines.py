@@ -35,7 +35,7 @@ def open_pipeline(model: DiffusersModel) -> Any:
         pipeline = DiffusionPipeline.from_pretrained(
             model.path,
             revision=model.revision,
-            torch_dtype=DTYPES[model.precision],
+            dtype=DTYPES[model.precision],
             local_files_only=folder.exists(),
             use_safetensors=True,
         )
@@ -70,16 +70,15 @@ def networks(pipeline: Any) -> dict[str, nn.Module]:
 def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
     """What every call of the pipeline gets besides states and prompts; refuses what the pipeline lacks."""
     family = family_of(pipeline)
-    keys = {
-        "height": "height",
-        "width": "width",
-        "num_frames": "num_frames",
-        "audio_seconds": family.audio_seconds,
-        "guidance_scale": family.guidance_scale,
-        "max_sequence_length": "max_sequence_length",
+    named: dict[str, tuple[str, Any]] = {
+        "model.height": ("height", model.height),
+        "model.width": ("width", model.width),
+        "model.num_frames": ("num_frames", model.num_frames),
+        "model.audio_seconds": (family.audio_seconds, model.audio_seconds),
+        "model.guidance_scale": (family.guidance_scale, model.guidance_scale),
+        "model.max_sequence_length": ("max_sequence_length", model.max_sequence_length),
     }
-    values = {key: getattr(model, key) for key in keys}
-    named = {f"model.{key}": (keys[key], value) for key, value in values.items() if value is not None}
+    named = {place: given for place, given in named.items() if given[1] is not None}
     named |= {f"model.call.{key}": (key, value) for key, value in model.call.items()}
     known = list(signature(unwrap(type(pipeline).__call__)).parameters)
     problems = [
@@ -87,7 +86,7 @@ def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
         for place, (key, _) in named.items()
         if key not in known
     ]
-    problems += [problem for key in ("height", "width") for problem in _indivisible(pipeline, key, values[key])]
+    problems += _indivisible(pipeline, "height", model.height) + _indivisible(pipeline, "width", model.width)
     if problems:
         raise UserError("\n".join(problems))
     return {key: _image(value) if key == "image" else value for key, value in named.values()}

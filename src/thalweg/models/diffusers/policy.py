@@ -86,30 +86,27 @@ class DiffusersPolicy:
         return _as_media([torch.cat(parts) for parts in zip(*decoded, strict=True)])
 
     def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        steps = self._call(self._unpack(x), sigma.to(self.device), condition.tensors)
+        steps = self._call(x, sigma.to(self.device), condition.tensors)
         return self._pack([velocity for _, velocity in steps]).float()
 
     def _decode(self, latents: Tensor) -> tuple[Tensor, ...]:
         """Run the call without a noise level: from the latents it was given straight to its decoder."""
         rows = self._some_condition.repeat(len(latents))
         self.pipeline.scheduler.hold(None)
-        outputs = self._stock(self._unpack(latents.to(self.device)), rows.tensors, output_type="pt")
+        outputs = self._stock(latents.to(self.device), rows.tensors, output_type="pt")
         return tuple(output.detach().float().cpu() for output in outputs if output is not None)
 
     def _call(
-        self, parts: Sequence[Tensor] | None, sigma: Tensor, rows: Mapping[str, Tensor]
+        self, x: Tensor | None, sigma: Tensor, rows: Mapping[str, Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
-        """(state, velocity) of each part, from one step of the pipeline."""
+        """(state, velocity) of each part, from one step of the pipeline at x, or at noise of its own."""
         seam: Seam = self.pipeline.scheduler
-        seam.hold(sigma, 1 if parts is None else parts[0].ndim)
-        self._stock(parts, rows, output_type="latent")
+        seam.hold(sigma, 1 if x is None else self._unpack(x)[0].ndim)
+        self._stock(x, rows, output_type="latent")
         return seam.steps
 
-    def _stock(self, parts: Sequence[Tensor] | None, rows: Mapping[str, Tensor], output_type: str) -> Any:
+    def _stock(self, x: Tensor | None, rows: Mapping[str, Tensor], output_type: str) -> Any:
         """The pipeline's own call, undecorated: gradients flow where they are enabled."""
-        given = dict(zip(self.family.latents, parts or (), strict=False))
-        if self.family.to_argument is not None:
-            given = {n: self.family.to_argument(p, self.pipeline, self.arguments) for n, p in given.items()}
         with self._replayed(rows):
             return self._call_pipeline(
                 self.pipeline,
@@ -118,9 +115,16 @@ class DiffusersPolicy:
                 generator=torch.Generator(self.device).manual_seed(0),
                 output_type=output_type,
                 return_dict=False,
-                **given,
+                **({} if x is None else self._given(x)),
                 **self.arguments,
             )
+
+    def _given(self, x: Tensor) -> dict[str, Tensor]:
+        """The arguments that put the pipeline's latents at x."""
+        given = dict(zip(self.family.latents, self._unpack(x), strict=True))
+        if self.family.to_argument is None:
+            return given
+        return {n: self.family.to_argument(p, self.pipeline, self.arguments) for n, p in given.items()}
 
     @contextmanager
     def _replayed(self, rows: Mapping[str, Tensor]) -> Iterator[None]:
@@ -220,7 +224,7 @@ class DiffusersPolicy:
             self._parts[0] if single else (sum(math.prod(part) for part in self._parts),)
         )
         x = torch.linspace(-1, 1, math.prod(self.latent_shape), device=self.device).view(1, *self.latent_shape)
-        seen = self._call(self._unpack(x), torch.ones(1, device=self.device), self._some_condition.tensors)
+        seen = self._call(x, torch.ones(1, device=self.device), self._some_condition.tensors)
         self.latent_dtype = seen[0][0].dtype
         if not torch.equal(self._pack([state for state, _ in seen]).float(), x.to(self.latent_dtype).float()):
             raise UserError(
