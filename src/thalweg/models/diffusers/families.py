@@ -24,6 +24,10 @@ class Family:
     """(state, pipeline, call) -> what `latents=` takes."""
     guidance_scale: str = "guidance_scale"
     """The argument for the strength of guidance."""
+    decodes_alone: bool = False
+    """The decoder takes one sample at a time."""
+    lists: tuple[str, ...] = ()
+    """Texts besides the prompt that are given for each sample; a prompt's metadata may name them."""
     audio_seconds: str = "duration"
     """The argument for the length of a sound."""
 
@@ -47,11 +51,11 @@ FAMILIES: dict[str, Family] = {
     "WanPipeline": Family(rows_may_differ=True),
     "WanImageToVideoPipeline": Family(rows_may_differ=True),
     "SanaPipeline": Family(rows_may_differ=True),
-    "HunyuanVideo15Pipeline": Family(rows_may_differ=True),
+    "HunyuanVideo15Pipeline": Family(rows_may_differ=True, decodes_alone=True),
     "LTX2Pipeline": Family(rows_may_differ=True, latents=("latents", "audio_latents")),
     "StableAudio3Pipeline": Family(rows_may_differ=True),
     "LongCatAudioDiTPipeline": Family(rows_may_differ=True, audio_seconds="audio_duration_s"),
-    "AceStepPipeline": Family(audio_seconds="audio_duration"),
+    "AceStepPipeline": Family(audio_seconds="audio_duration", lists=("lyrics",)),
 }
 """By the name of the pipeline's class."""
 

@@ -1,6 +1,6 @@
 """Opening a pipeline: a folder or a name on the hub, and what a user can get wrong about it."""
 
-from collections.abc import Mapping
+import logging
 from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
         if isinstance(component, nn.Module):
             component.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
+    # LTX-2 warns of latents in its own layout, at every call.
+    logging.getLogger(type(pipeline).__module__).addFilter(lambda r: "packed" not in r.getMessage())
     pipeline.to(device)
     return pipeline
 
@@ -89,11 +91,12 @@ def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
     problems += _indivisible(pipeline, "height", model.height) + _indivisible(pipeline, "width", model.width)
     if problems:
         raise UserError("\n".join(problems))
-    return {key: _image(value) if key == "image" else value for key, value in named.values()}
+    return {key: read_image(value) if key == "image" else value for key, value in named.values()}
 
 
 def _indivisible(pipeline: Any, side: str, pixels: int | None) -> list[str]:
-    processor = getattr(pipeline, "image_processor", None) or getattr(pipeline, "video_processor", None)
+    # Wan's `image_processor` prepares images for its image encoder, so the video's comes first.
+    processor = getattr(pipeline, "video_processor", None) or getattr(pipeline, "image_processor", None)
     factor = 1 if processor is None else processor.config["vae_scale_factor"]
     if pixels is None or pixels % factor == 0:
         return []
@@ -104,14 +107,15 @@ def _indivisible(pipeline: Any, side: str, pixels: int | None) -> list[str]:
     ]
 
 
-def _image(value: Any) -> Any:
+def read_image(value: Any) -> Any:
+    """The image of a file, or the image itself."""
     if not isinstance(value, str):
         return value
     try:
         with Image.open(value) as file:
             return file.convert("RGB")
     except OSError as error:
-        raise UserError(f"model.call.image='{value}': cannot be read ({error}); give an image file") from None
+        raise UserError(f"image '{value}': cannot be read ({error}); give an image file") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ video and sound, are flattened into one row. Shapes: B rows, P prompts, ... the 
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from inspect import unwrap
 from typing import Any
@@ -22,10 +22,12 @@ from thalweg.models.diffusers import conditions
 from thalweg.models.diffusers.adapters import add_adapters
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
-from thalweg.models.diffusers.pipelines import arguments, networks
+from thalweg.models.diffusers.pipelines import arguments, networks, read_image
 from thalweg.models.diffusers.seam import Seam, Stopped
 from thalweg.models.weights import NamedWeights
 
+IMAGE = "image"
+"""The column with the number of a row's condition image; rows of one call share it."""
 REMEMBERED_PROMPTS = 4096
 """Encoded prompts that stay in memory while the text encoders could encode them again."""
 
@@ -40,7 +42,9 @@ class DiffusersPolicy:
         self.arguments = arguments(pipeline, model)
         self.networks = networks(pipeline)
         self._call_pipeline = unwrap(type(pipeline).__call__)
-        self._encoded: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._encoded: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
+        self._images: dict[str | None, Any] = {}
+        """Condition images by path, in the order of their numbers."""
         self._slots: list[conditions.Slot] = []
         self._replace_scheduler()
         with torch.no_grad():
@@ -51,16 +55,19 @@ class DiffusersPolicy:
             self._checkpoint_gradients()
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
-        """One row a prompt; each is encoded alone and once."""
-        rows = [self._encode_one(prompt.text) for prompt in prompts]
+        """One row a prompt; each is encoded alone and once.
+
+        A prompt's metadata may hold the path of an `image`, and what else its family asks for.
+        """
+        rows = [self._encode_one(prompt) for prompt in prompts]
         table = conditions.stack(rows)
-        on_device = {n: t if n.endswith(conditions.LENGTH) else t.to(self.device) for n, t in table.items()}
+        on_device = {n: t if _is_key(n) else t.to(self.device) for n, t in table.items()}
         return Condition(on_device)
 
     def release_encoders(self, prompts: Sequence[Prompt] = ()) -> None:
         """Encode these prompts and give the memory of the text encoders back; others raise from now on."""
         for prompt in prompts:
-            self._encode_one(prompt.text)
+            self._encode_one(prompt)
         for name, component in list(self.pipeline.components.items()):
             if name.startswith(("text_encoder", "tokenizer")) and component is not None:
                 self.pipeline.register_modules(**{name: None})
@@ -82,7 +89,8 @@ class DiffusersPolicy:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"] | Media:
         """Images, or frames and sound, by the pipeline's own decoder; on the CPU."""
-        decoded = [self._decode(some) for some in latents.split(self.model.decode_batch)]
+        size = 1 if self.family.decodes_alone else self.model.decode_batch
+        decoded = [self._decode(some) for some in latents.split(size)]
         return _as_media([torch.cat(parts) for parts in zip(*decoded, strict=True)])
 
     def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -107,16 +115,18 @@ class DiffusersPolicy:
 
     def _stock(self, x: Tensor | None, rows: Mapping[str, Tensor], output_type: str) -> Any:
         """The pipeline's own call, undecorated: gradients flow where they are enabled."""
+        count, image = len(next(iter(rows.values()))), rows.get(IMAGE)
+        given = {} if x is None else self._given(x)
+        given |= {} if image is None else {"image": list(self._images.values())[int(image[0])]}
         with self._replayed(rows):
             return self._call_pipeline(
                 self.pipeline,
-                prompt=[""] * len(next(iter(rows.values()))),  # a new list: Z-Image writes into it
                 num_inference_steps=1,
                 generator=torch.Generator(self.device).manual_seed(0),
                 output_type=output_type,
                 return_dict=False,
-                **({} if x is None else self._given(x)),
-                **self.arguments,
+                # New lists: Z-Image writes into its own.
+                **self.arguments | given | {name: [""] * count for name in ("prompt", *self.family.lists)},
             )
 
     def _given(self, x: Tensor) -> dict[str, Tensor]:
@@ -129,7 +139,7 @@ class DiffusersPolicy:
     @contextmanager
     def _replayed(self, rows: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside, the pipeline's `encode_prompt` answers what it once answered for these rows."""
-        trimmed = conditions.trim(dict(rows))
+        trimmed = conditions.trim({name: t for name, t in rows.items() if name != IMAGE})
         answers = (conditions.join(slot, trimmed) for slot in self._slots)
         self.pipeline.encode_prompt = lambda *args, **options: next(answers)
         try:
@@ -137,25 +147,34 @@ class DiffusersPolicy:
         finally:
             del self.pipeline.encode_prompt
 
-    def _encode_one(self, text: str) -> dict[str, Tensor]:
-        if text not in self._encoded:
+    def _encode_one(self, prompt: Prompt) -> dict[str, Tensor]:
+        image = prompt.metadata.get("image")
+        key = (prompt.text, image, *(prompt.metadata.get(name) for name in self.family.lists))
+        if key not in self._encoded:
             if self._encoders_released():
                 raise UserError(
-                    f"prompt '{text}': the text encoders were released before it was encoded; name it to "
-                    "`release_encoders`"
+                    f"prompt '{prompt.text}': the text encoders were released before it was encoded; name it "
+                    "to `release_encoders`"
                 )
-            answers = self._answers([text])
             named: dict[str, Tensor] = {}
-            for slot, answer in zip(self._slots, answers, strict=True):
+            if image is not None or IMAGE in self.arguments:
+                if image not in self._images:
+                    self._images[image] = self.arguments[IMAGE] if image is None else read_image(image)
+                named[IMAGE] = torch.tensor(list(self._images).index(image))
+            for slot, answer in zip(self._slots, self._answers([prompt]), strict=True):
                 named |= conditions.cut(slot, answer)
-            self._encoded[text] = named
+            self._encoded[key] = named
             if len(self._encoded) > REMEMBERED_PROMPTS:
                 self._encoded.popitem(last=False)
-        return self._encoded[text]
+        return self._encoded[key]
 
     @torch.no_grad()
-    def _answers(self, texts: list[str]) -> list[Any]:
+    def _answers(self, prompts: Sequence[Prompt]) -> list[Any]:
         """What each call of `encode_prompt` returns on the way to the network."""
+        image = prompts[0].metadata.get("image")
+        given: dict[str, Any] = {} if image is None else {"image": read_image(image)}
+        for name in self.family.lists:
+            given[name] = [p.metadata.get(name, self.arguments.get(name, "")) for p in prompts]
         answers: list[Any] = []
         original = self.pipeline.encode_prompt
 
@@ -170,10 +189,10 @@ class DiffusersPolicy:
             with suppress(Stopped):
                 self._call_pipeline(
                     self.pipeline,
-                    prompt=list(texts),
+                    prompt=[prompt.text for prompt in prompts],
                     num_inference_steps=1,
                     generator=torch.Generator(self.device).manual_seed(0),
-                    **self.arguments,
+                    **self.arguments | given,
                 )
         finally:
             del self.pipeline.encode_prompt
@@ -203,7 +222,7 @@ class DiffusersPolicy:
     def _look_at_the_pipeline(self) -> None:
         """Learn the shape and dtype of states, the slots of conditions and the passes of a velocity."""
         try:
-            one, two = self._answers(["a"]), self._answers(["a", "a"])
+            one, two = self._answers([Prompt("a")]), self._answers([Prompt("a")] * 2)
             self._slots = [conditions.describe(a, b, str(i)) for i, (a, b) in enumerate(zip(one, two, strict=True))]
             self._some_condition = self.encode([Prompt("a")])
             with counted_rows(self.networks) as counted:
@@ -243,7 +262,7 @@ class DiffusersPolicy:
 
     def _rows_together(self, sigma: Tensor, condition: Condition) -> list[Int64[Tensor, " n"]]:
         """Rows that one call can take: of equal lengths, and at one level where the pipeline needs it."""
-        keys = [t for n, t in condition.tensors.items() if n.endswith(conditions.LENGTH)]
+        keys = [t for n, t in condition.tensors.items() if _is_key(n)]
         columns = [*keys, *([] if self.family.rows_may_differ else [sigma.cpu()])]
         groups: dict[tuple[float, ...], list[int]] = {}
         for row, key in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
@@ -274,6 +293,11 @@ def counted_rows(networks: Mapping[str, nn.Module]) -> Iterator[list[int]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _is_key(name: str) -> bool:
+    """A column that says which rows can share a call."""
+    return name.endswith(conditions.LENGTH) or name == IMAGE
 
 
 def _as_media(outputs: Sequence[Tensor]) -> Tensor | Media:
