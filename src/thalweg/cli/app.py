@@ -172,21 +172,30 @@ def worlds(as_json: AsJSON = False) -> None:
     print_table("Worlds", world_rows(), as_json)
 
 
-@app.command(epilog="Example: thalweg doctor flow-grpo optim.micro_batch=16")
+@app.command(epilog="Examples: thalweg doctor flow-grpo optim.micro_batch=16; thalweg doctor model=FOLDER")
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(help="Also replay a rollout of this recipe.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Also replay a rollout of this recipe; or model=FOLDER, a diffusers pipeline.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
     as_json: AsJSON = False,
 ) -> None:
     """Check the installation, and with a recipe whether its numbers can be trusted here."""
     from thalweg.cli.tables import installation_rows, print_table
-    from thalweg.training.doctor import examine
+    from thalweg.training.doctor import examine, examine_model
     from thalweg.training.recipe import load_recipe
 
     rows = installation_rows()
-    found = [] if recipe is None else examine(load_recipe(recipe, overrides or []))
+    if recipe is not None and recipe.startswith("model="):
+        from thalweg.training.recipe import load_model
+
+        found = examine_model(load_model([recipe, *(overrides or [])]))
+    else:
+        found = [] if recipe is None else examine(load_recipe(recipe, overrides or []))
     rows += [{"what": f.what, "value": f.value, "ok": f.ok, "advice": f.advice} for f in found]
     print_table("Doctor", rows, as_json)
     if not all(row["ok"] for row in rows):

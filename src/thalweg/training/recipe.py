@@ -97,6 +97,21 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | Sequence[str]
     return check_recipe(tree, str(source))
 
 
+class _ModelAlone(Part):
+    model: Model
+
+
+def load_model(overrides: Sequence[str]) -> Model:
+    """The model that `model=FOLDER model.key=value ...` describes, without a recipe."""
+    tree: dict[str, Any] = {}
+    for key, value in map(_pair, overrides):
+        _put(tree, key, from_shorthand(value) if key == "model" else value)
+    try:
+        return _ModelAlone.model_validate(tree).model
+    except ValidationError as error:
+        raise UserError(_listing("model", [_describe(p, tree) for p in error.errors()])) from None
+
+
 def check_recipe(tree: Mapping[str, Any], source: str) -> Recipe:
     """The recipe that plain values describe; raises UserError with every problem, a line each."""
     try:

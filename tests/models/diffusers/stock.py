@@ -112,10 +112,10 @@ def _run(name: str) -> StockRun:
             output_type="pt",
             return_dict=False,
             generator=torch.Generator().manual_seed(0),
-            **policy._given(noise[rows]),
+            **policy.given(noise[rows]),
             **policy.arguments | {text: [""] * len(rows) for text in policy.family.lists},
         )
-        states.append(policy._pack(stock.scheduler.states[-len(policy.family.latents) :]))
+        states.append(policy.pack(stock.scheduler.states[-len(policy.family.latents) :]))
         outputs.append([output for output in made if output is not None])
         sigmas = stock.scheduler.sigmas.cpu()
     together = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))

@@ -95,7 +95,7 @@ class DiffusersPolicy:
 
     def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         steps = self._call(x, sigma.to(self.device), condition.tensors)
-        return self._pack([velocity for _, velocity in steps]).float()
+        return self.pack([velocity for _, velocity in steps]).float()
 
     def _decode(self, latents: Tensor) -> tuple[Tensor, ...]:
         """Run the call without a noise level: from the latents it was given straight to its decoder."""
@@ -116,7 +116,7 @@ class DiffusersPolicy:
     def _stock(self, x: Tensor | None, rows: Mapping[str, Tensor], output_type: str) -> Any:
         """The pipeline's own call, undecorated: gradients flow where they are enabled."""
         count, image = len(next(iter(rows.values()))), rows.get(IMAGE)
-        given = {} if x is None else self._given(x)
+        given = {} if x is None else self.given(x)
         given |= {} if image is None else {"image": list(self._images.values())[int(image[0])]}
         with self._replayed(rows):
             return self._call_pipeline(
@@ -129,7 +129,7 @@ class DiffusersPolicy:
                 **self.arguments | given | {name: [""] * count for name in ("prompt", *self.family.lists)},
             )
 
-    def _given(self, x: Tensor) -> dict[str, Tensor]:
+    def given(self, x: Tensor) -> dict[str, Tensor]:
         """The arguments that put the pipeline's latents at x."""
         given = dict(zip(self.family.latents, self._unpack(x), strict=True))
         if self.family.to_argument is None:
@@ -245,7 +245,7 @@ class DiffusersPolicy:
         x = torch.linspace(-1, 1, math.prod(self.latent_shape), device=self.device).view(1, *self.latent_shape)
         seen = self._call(x, torch.ones(1, device=self.device), self._some_condition.tensors)
         self.latent_dtype = seen[0][0].dtype
-        if not torch.equal(self._pack([state for state, _ in seen]).float(), x.to(self.latent_dtype).float()):
+        if not torch.equal(self.pack([state for state, _ in seen]).float(), x.to(self.latent_dtype).float()):
             raise UserError(
                 f"model: {type(self.pipeline).__name__} changes the latents it is given; it needs an entry in "
                 "models/diffusers/families.py"
@@ -269,7 +269,8 @@ class DiffusersPolicy:
             groups.setdefault(key, []).append(row)
         return [torch.tensor(rows) for rows in groups.values()] or [torch.arange(len(sigma))]
 
-    def _pack(self, parts: Sequence[Tensor]) -> Tensor:
+    def pack(self, parts: Sequence[Tensor]) -> Tensor:
+        """The policy's latents from the pipeline's."""
         return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
 
     def _unpack(self, x: Tensor) -> list[Tensor]:
