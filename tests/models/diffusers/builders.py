@@ -637,7 +637,11 @@ TINY: dict[str, Tiny] = {
         {**PICTURE, "guidance_scale": 4.5},
         {"complex_human_instruction": None, "use_resolution_binning": False},
     ),
-    "qwen_image": Tiny(seeded(qwen_image), {**PICTURE, "guidance_scale": 3.0}, {"negative_prompt": " "}),
+    "qwen_image": Tiny(
+        seeded(qwen_image),
+        {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 300},
+        {"negative_prompt": " "},
+    ),
     "z_image": Tiny(seeded(z_image), {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 128}),
     "wan": Tiny(seeded(wan), {**PICTURE, "num_frames": 5, "guidance_scale": 4.0}),
     "wan_two_networks": Tiny(

@@ -30,7 +30,7 @@ def quiet() -> None:
 def model_of(name: str, **changes: Any) -> DiffusersModel:
     tiny = TINY[name]
     settings = {"lora": Adapters(rank=2, alpha=2), **tiny.settings, "call": dict(tiny.call), **changes}
-    return DiffusersModel(path=name, **settings)
+    return DiffusersModel(**{"path": name, **settings})
 
 
 @pytest.fixture

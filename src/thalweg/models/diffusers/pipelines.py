@@ -1,6 +1,7 @@
 """Opening a pipeline: a folder or a name on the hub, and what a user can get wrong about it."""
 
 import logging
+from difflib import get_close_matches
 from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from PIL import Image
 from torch import nn
 
 from thalweg.core.errors import UserError
-from thalweg.core.names import nearest
 from thalweg.models.diffusers.families import family_of
 from thalweg.models.diffusers.model import DiffusersModel
 
@@ -40,8 +40,12 @@ def open_pipeline(model: DiffusersModel) -> Any:
             use_safetensors=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        where = "cannot be read" if folder.exists() else "no such folder, and the hub does not give it"
-        raise UserError(f"model.path='{model.path}': {where} ({_first_line(error)}); check the name") from error
+        if folder.exists():
+            problem = f"cannot be read ({_first_line(error)}); save it again"
+        else:
+            problem = "no such folder, and the hub has none of that name or cannot be reached; check the name"
+        raise UserError(f"model.path='{model.path}': {problem}") from error
+    _require_device(model.device)
     return prepare(pipeline, model.device)
 
 
@@ -84,7 +88,7 @@ def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
     named |= {f"model.call.{key}": (key, value) for key, value in model.call.items()}
     known = list(signature(unwrap(type(pipeline).__call__)).parameters)
     problems = [
-        f"{place}: {type(pipeline).__name__} takes no '{key}'{nearest(key, known)}"
+        f"{place}: {type(pipeline).__name__} takes no '{key}'{_close(key, known)}"
         for place, (key, _) in named.items()
         if key not in known
     ]
@@ -116,6 +120,18 @@ def read_image(value: Any) -> Any:
             return file.convert("RGB")
     except OSError as error:
         raise UserError(f"image '{value}': cannot be read ({error}); give an image file") from None
+
+
+def _require_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        raise UserError(f"model.device='{name}': {_first_line(error)}; give a device of this machine") from None
+
+
+def _close(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else "; leave it out"
 
 
 def _first_line(error: Exception) -> str:
