@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.processes import Processes
 from thalweg.core.errors import UserError
+from thalweg.core.processes import Processes
 from thalweg.core.values import Media, Metrics, Prompt
 from thalweg.evaluation.benchmark import Evaluation
 from thalweg.evaluation.confidence import accuracy_metrics

@@ -42,22 +42,18 @@ def _from_shorthand(value: Any) -> Any:
 
 
 Reward = Annotated[
-    Annotated[
-        WorldReward | FunctionReward | Brightness | JPEGSize | Loudness, Field(discriminator="kind")
-    ],
+    Annotated[WorldReward | FunctionReward | Brightness | JPEGSize | Loudness, Field(discriminator="kind")],
     BeforeValidator(_from_shorthand),
 ]
 
 
-def score(
-    rewards: Sequence[Reward], made: Made, prompts: Sequence[Prompt]
-) -> dict[str, Float[Tensor, " B"]]:
+def score(rewards: Sequence[Reward], made: Made, prompts: Sequence[Prompt]) -> dict[str, Float[Tensor, " B"]]:
     """Every reward of every sample, by name. NaN marks a sample that a reward could not judge."""
     return {reward.name: _score(reward, made, prompts).float() for reward in rewards}
 
 
 def _score(reward: Reward, made: Made, prompts: Sequence[Prompt]) -> Float[Tensor, " B"]:
-    """What the reward needs is taken from the samples; a reward of images is averaged over a video's frames."""
+    """Each reward gets what it needs; one of images is averaged over the frames of a video."""
     frames, audio = (made.frames, made.audio) if isinstance(made, Media) else (made, None)
     if isinstance(reward, Loudness):
         if audio is None:

@@ -1,4 +1,4 @@
-"""Tiny random pipelines of real families, built offline: the architecture is the family's, the sizes are not."""
+"""Tiny random pipelines of real families, built offline: the architecture is theirs, the sizes are not."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from models.diffusers import tokenizers
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 from diffusers.pipelines.ace_step.modeling_ace_step import AceStepConditionEncoder
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
@@ -15,6 +14,8 @@ from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
 from PIL import Image
 from torch import nn
+
+from models.diffusers import tokenizers
 
 SIZE = 32
 
@@ -417,7 +418,9 @@ def flux2() -> Any:
 def flux2_klein() -> Any:
     tokenizer = tokenizers.qwen()
     return diffusers.Flux2KleinPipeline(
-        text_encoder=transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**text_sizes(tokenizer, layers=3))),
+        text_encoder=transformers.Qwen3ForCausalLM(
+            transformers.Qwen3Config(**text_sizes(tokenizer, layers=3))
+        ),
         tokenizer=tokenizer,
         **_flux2_parts(guidance_embeds=False),
     )
@@ -645,7 +648,9 @@ TINY: dict[str, Tiny] = {
     "z_image": Tiny(seeded(z_image), {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 128}),
     "wan": Tiny(seeded(wan), {**PICTURE, "num_frames": 5, "guidance_scale": 4.0}),
     "wan_two_networks": Tiny(
-        seeded(wan_two_networks), {**PICTURE, "num_frames": 5, "guidance_scale": 4.0}, {"guidance_scale_2": 3.0}
+        seeded(wan_two_networks),
+        {**PICTURE, "num_frames": 5, "guidance_scale": 4.0},
+        {"guidance_scale_2": 3.0},
     ),
     "kontext": Tiny(
         seeded(kontext),

@@ -9,9 +9,9 @@ import diffusers
 import pytest
 import torch
 import transformers
-from models.diffusers.builders import TINY
 from torch import Tensor
 
+from models.diffusers.builders import TINY
 from thalweg.core.values import Prompt
 from thalweg.models.diffusers.model import Adapters, DiffusersModel
 from thalweg.models.diffusers.pipelines import prepare
@@ -101,7 +101,7 @@ def _run(name: str) -> StockRun:
     policy = DiffusersPolicy(prepare(TINY[name].build()), model_of(name))
     noise = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(1))
     states, outputs, sigmas = [], [], torch.zeros(0)
-    # Together where the stock pipeline is right: prompts of different lengths are padded then, and not with us.
+    # Together where the stock pipeline is right: it pads prompts of different lengths, and we do not.
     for rows in ([0], [1]) if TINY[name].stock_is_wrong_in_batches else ([0, 1],):
         stock = TINY[name].build()
         stock.scheduler = Recording.from_config(stock.scheduler.config)

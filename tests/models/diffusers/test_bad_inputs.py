@@ -2,11 +2,11 @@
 
 import diffusers
 import pytest
+from pydantic import ValidationError
+
 from cli.command import thalweg
 from models.diffusers.builders import TINY
 from models.diffusers.stock import model_of
-from pydantic import ValidationError
-
 from thalweg.core.errors import UserError
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.pipelines import prepare
@@ -70,5 +70,5 @@ def test_the_doctor_says_what_works(tiny_folder, thalweg):
 
 
 def test_a_device_that_is_not_here_is_named(tiny_folder):
-    with pytest.raises(UserError, match="model.device='meta2'"):
+    with pytest.raises(UserError, match=r"model\.device='meta2'"):
         model_of("sd3", path=str(tiny_folder("sd3")), device="meta2").load()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from models.diffusers.builders import TINY
-from models.diffusers.stock import PROMPTS
 from torch.testing import assert_close
 
+from models.diffusers.builders import TINY
+from models.diffusers.stock import PROMPTS
 from thalweg.core.values import Media
 from thalweg.flow import Euler
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from models.diffusers.builders import GRADIENT, SIZE, TINY
-from models.diffusers.stock import PROMPTS, model_of
 from torch.testing import assert_close
 
+from models.diffusers.builders import GRADIENT, SIZE, TINY
+from models.diffusers.stock import PROMPTS, model_of
 from thalweg.core.errors import UserError
 from thalweg.core.values import Prompt
 from thalweg.models import Policy
@@ -115,7 +115,9 @@ def test_recomputed_activations_give_the_same_gradient(name, tiny_policy_of):
 
 
 def test_gradient_checkpointing_where_the_network_cannot_is_refused(tiny_policy_of):
-    with pytest.raises(UserError, match=r"gradient_checkpointing: LongCatAudioDiTTransformer .* leave it out"):
+    with pytest.raises(
+        UserError, match=r"gradient_checkpointing: LongCatAudioDiTTransformer .* leave it out"
+    ):
         tiny_policy_of("longcat_audio", gradient_checkpointing=True)
 
 

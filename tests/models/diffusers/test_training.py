@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from training.small_runs import metrics_of
 
 from thalweg.core.errors import UserError
 from thalweg.training.loop import train
 from thalweg.training.recipe import load_recipe
+from training.small_runs import metrics_of
 
 CHEAP = {
     "iterations": 1,

@@ -7,7 +7,8 @@ from transformers import CLIPTokenizer, GemmaTokenizer, Qwen2Tokenizer, T5Tokeni
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}"
-    "{% else %}{% for part in m['content'] %}{{ part['text'] if 'text' in part else '' }}{% endfor %}{% endif %}"
+    "{% else %}{% for part in m['content'] %}{{ part['text'] if 'text' in part else '' }}"
+    "{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIALS = (
@@ -23,7 +24,7 @@ SPECIALS = (
 
 
 def byte_letters() -> list[str]:
-    """A printable letter for each byte, as byte-level vocabularies write them; any order, it is only tests."""
+    """A printable letter for each byte, as byte-level vocabularies write them; the order does not matter here."""
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [b for b in range(256) if b not in plain]
     return [chr(b) for b in sorted(plain)] + [chr(256 + i) for i in range(len(others))]

@@ -41,8 +41,8 @@ def _inject(network: nn.Module, lora: Adapters) -> None:
         linears = [n for n in linears if n.endswith(lora.targets)]
     if not linears:
         raise UserError(
-            f"model.lora.targets={list(lora.targets or ())}: {type(network).__name__} has no such linear layer "
-            "in its blocks; leave targets out to take all"
+            f"model.lora.targets={list(lora.targets or ())}: {type(network).__name__} has no such linear "
+            "layer in its blocks; leave targets out to take all"
         )
     config = LoraConfig(
         r=lora.rank,

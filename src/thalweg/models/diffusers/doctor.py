@@ -5,6 +5,7 @@ The measure is the stock pipeline with Euler steps, from the same noise and over
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,9 +34,14 @@ class Recording(FlowMatchEulerDiscreteScheduler):
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recording":
-        copied = Recording.from_config(self.config)
-        copied.states = self.states
-        return copied
+        return recording(self.config, self.states)
+
+
+def recording(config: Any, states: list[Tensor]) -> Recording:
+    """A recording scheduler with these settings, which writes into this list."""
+    scheduler: Any = Recording.from_config(config)
+    scheduler.states = states
+    return scheduler
 
 
 def examine_pipeline(model: DiffusersModel) -> list[Finding]:
@@ -47,7 +53,9 @@ def examine_pipeline(model: DiffusersModel) -> list[Finding]:
         Finding("pipeline", type(policy.pipeline).__name__, True),
         Finding("latents", f"{'x'.join(map(str, policy.latent_shape))}, {_name(policy.latent_dtype)}", True),
         Finding("network passes of a velocity", str(policy.passes_per_velocity), True),
-        Finding("trained parameters", f"{sum(p.numel() for p in policy.weights.parameters.values()):,}", True),
+        Finding(
+            "trained parameters", f"{sum(p.numel() for p in policy.weights.parameters.values()):,}", True
+        ),
         _parity(policy, noise[:1], sigmas, states, tolerance),
         _replay(policy, noise),
         *_gradients(policy, noise),
@@ -60,9 +68,8 @@ def examine_pipeline(model: DiffusersModel) -> list[Finding]:
 def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(final latents, noise levels, decoded) of the pipeline's own call."""
     pipeline, seam = policy.pipeline, policy.pipeline.scheduler
-    recording = Recording.from_config(seam.config)
-    recording.states = []
-    pipeline.scheduler = recording
+    scheduler: Any = recording(seam.config, [])
+    pipeline.scheduler = scheduler
     texts = {"prompt": [PROMPT.text], **{name: [""] for name in policy.family.lists}}
     try:
         made = pipeline(
@@ -74,8 +81,8 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
         )
     finally:
         pipeline.scheduler = seam
-    states = policy.pack(recording.states[-len(policy.family.latents) :])
-    return states.float(), recording.sigmas.cpu(), [m.float().cpu() for m in made if m is not None]
+    states = policy.pack(scheduler.states[-len(policy.family.latents) :])
+    return states.float(), scheduler.sigmas.cpu(), [m.float().cpu() for m in made if m is not None]
 
 
 @torch.no_grad()
@@ -83,12 +90,12 @@ def _parity(
     policy: DiffusersPolicy, x: Tensor, sigmas: Tensor, expected: Tensor, tolerance: float
 ) -> Finding:
     condition = policy.encode([PROMPT])
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         x = (x + (sigma_next - sigma) * policy.velocity(x, sigma[None], condition)).to(policy.latent_dtype)
     error = _difference(x, expected)
     advice = (
-        "the pipeline does more between its steps than call its network, such as guidance that remembers earlier "
-        "ones; training is on the velocity without it"
+        "the pipeline does more between its steps than call its network, such as guidance that remembers "
+        "earlier ones; training is on the velocity without it"
     )
     return Finding("stock parity", f"{error:.2g}", error <= tolerance, "" if error <= tolerance else advice)
 
@@ -132,15 +139,15 @@ def _levels(policy: DiffusersPolicy, noise: Tensor, tolerance: float) -> Finding
     together = _attempt(lambda: velocity(True))
     works = together is not None and _difference(together, alone) <= tolerance
     if works and not family.rows_may_differ:
-        return Finding(what, "would work", True, "faster with rows_may_differ=True in models/diffusers/families.py")
+        return Finding(
+            what, "would work", True, "faster with rows_may_differ=True in models/diffusers/families.py"
+        )
     if family.rows_may_differ and not works:
         return Finding(what, "wrong", False, "remove rows_may_differ in models/diffusers/families.py")
     return Finding(what, "yes" if works else "no, a call each", True)
 
 
-def _decoding(
-    policy: DiffusersPolicy, latents: Tensor, expected: list[Tensor], tolerance: float
-) -> Finding:
+def _decoding(policy: DiffusersPolicy, latents: Tensor, expected: list[Tensor], tolerance: float) -> Finding:
     made = policy.decode(latents)
     ours = [made] if isinstance(made, Tensor) else _parts(made)
     error = max(_difference(mine, stock) for mine, stock in zip(ours, expected, strict=True))

@@ -23,7 +23,7 @@ class Adapters(Part):
     alpha: PositiveInt = 64
     """Updates are scaled by alpha / rank, or by alpha / sqrt(rank) with `rslora`."""
     targets: tuple[str, ...] | None = None
-    """Endings of the names of the layers that get one; None takes every linear layer of the repeated blocks."""
+    """Endings of the names of the layers that get one; None takes every linear layer of the blocks."""
     dora: bool = False
     """Train the magnitude of each weight apart from its direction (Liu et al. 2024, arXiv:2402.09353)."""
     rslora: bool = False
@@ -56,13 +56,13 @@ class DiffusersModel(Part):
     max_sequence_length: PositiveInt | None = None
     """Text tokens."""
     call: Mapping[str, Any] = Field(default_factory=dict)
-    """Further arguments of the pipeline's call, such as negative_prompt; `image` may be the path of a file."""
+    """Further arguments of the pipeline's call, such as negative_prompt; `image` is the path of a file."""
     decode_batch: PositiveInt = 4
     """Samples decoded at a time."""
     device: str = "cpu"
 
     @property
-    def world(self) -> None:
+    def world(self) -> str | None:
         """A real model has no embedded world."""
         return None
 

@@ -126,7 +126,9 @@ def _require_device(name: str) -> None:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
-        raise UserError(f"model.device='{name}': {_first_line(error)}; give a device of this machine") from None
+        raise UserError(
+            f"model.device='{name}': {_first_line(error)}; give a device of this machine"
+        ) from None
 
 
 def _close(name: str, known: list[str]) -> str:

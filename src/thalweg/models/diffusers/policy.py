@@ -214,8 +214,8 @@ class DiffusersPolicy:
         ):
             raise UserError(
                 f"model: {type(self.pipeline).__name__} predicts "
-                f"'{scheduler.config['prediction_type']}'; only flow pipelines, which predict a velocity, can "
-                "be trained"
+                f"'{scheduler.config['prediction_type']}'; only flow pipelines, which predict a velocity, "
+                "can be trained"
             )
         self.pipeline.scheduler = Seam.from_config(scheduler.config)
 
@@ -223,7 +223,9 @@ class DiffusersPolicy:
         """Learn the shape and dtype of states, the slots of conditions and the passes of a velocity."""
         try:
             one, two = self._answers([Prompt("a")]), self._answers([Prompt("a")] * 2)
-            self._slots = [conditions.describe(a, b, str(i)) for i, (a, b) in enumerate(zip(one, two, strict=True))]
+            self._slots = [
+                conditions.describe(a, b, str(i)) for i, (a, b) in enumerate(zip(one, two, strict=True))
+            ]
             self._some_condition = self.encode([Prompt("a")])
             with counted_rows(self.networks) as counted:
                 stock = self._call(None, torch.ones(1), self._some_condition.tensors)
@@ -242,13 +244,15 @@ class DiffusersPolicy:
         self.latent_shape: tuple[int, ...] = (
             self._parts[0] if single else (sum(math.prod(part) for part in self._parts),)
         )
-        x = torch.linspace(-1, 1, math.prod(self.latent_shape), device=self.device).view(1, *self.latent_shape)
+        x = torch.linspace(-1, 1, math.prod(self.latent_shape), device=self.device).view(
+            1, *self.latent_shape
+        )
         seen = self._call(x, torch.ones(1, device=self.device), self._some_condition.tensors)
         self.latent_dtype = seen[0][0].dtype
         if not torch.equal(self.pack([state for state, _ in seen]).float(), x.to(self.latent_dtype).float()):
             raise UserError(
-                f"model: {type(self.pipeline).__name__} changes the latents it is given; it needs an entry in "
-                "models/diffusers/families.py"
+                f"model: {type(self.pipeline).__name__} changes the latents it is given; it needs an entry "
+                "in models/diffusers/families.py"
             )
 
     def _checkpoint_gradients(self) -> None:
