@@ -72,7 +72,7 @@ def sample(
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> Made:
-    """Images in [0, 1], or media, `per_prompt` of each prompt: from a run's model, or a recipe's base model."""
+    """Images in [0, 1], or media, `per_prompt` of each prompt: from a run, or a recipe's base model."""
     policy, recipe = open_model(source, overrides)
     asked = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
     settings = recipe.evaluation.model_copy(update={"seed": seed, "weights": POLICY})

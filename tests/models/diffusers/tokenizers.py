@@ -24,7 +24,7 @@ SPECIALS = (
 
 
 def byte_letters() -> list[str]:
-    """A printable letter for each byte, as byte-level vocabularies write them; the order does not matter here."""
+    """A printable letter for each byte, as byte-level vocabularies write them, in some order."""
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [b for b in range(256) if b not in plain]
     return [chr(b) for b in sorted(plain)] + [chr(256 + i) for i in range(len(others))]

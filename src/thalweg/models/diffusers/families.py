@@ -61,7 +61,8 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(pipeline: Any) -> Family:
-    """The entry of a pipeline, or the rule. Wan 2.2 picks its network by the level, or gives each token one."""
+    """The entry of a pipeline, or the rule."""
     entry = FAMILIES.get(type(pipeline).__name__, Family())
+    # Wan 2.2 picks its network by the level, or gives each token a level.
     by_level = pipeline.config.get("boundary_ratio") is not None or pipeline.config.get("expand_timesteps")
     return replace(entry, rows_may_differ=False) if by_level else entry
