@@ -87,6 +87,25 @@ def sample(
         typer.echo(path)
 
 
+@app.command(epilog="Example: thalweg export runs/first --out adapter")
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("adapter"),
+) -> None:
+    """Write a run's adapters as diffusers reads them: `pipeline.load_lora_weights(FOLDER)`."""
+    from thalweg.models import DiffusersModel
+    from thalweg.training.saved import load_run
+
+    saved = load_run(run)
+    if not isinstance(saved.recipe.model, DiffusersModel):
+        raise UserError(
+            f"{run}: only adapters of diffusers pipelines are exported; its weights are safetensors"
+        )
+    policy: Any = saved.policy(saved.recipe.evaluation.weights)
+    for path in policy.save_adapters(out):
+        typer.echo(path)
+
+
 @app.command("eval", epilog="Example: thalweg eval runs/first evaluation.samples_per_prompt=4 --json")
 def evaluate(source: Source, overrides: Overrides = None, as_json: AsJSON = False) -> None:
     """Measure a model on held-out prompts."""
@@ -172,7 +191,7 @@ def worlds(as_json: AsJSON = False) -> None:
     print_table("Worlds", world_rows(), as_json)
 
 
-@app.command(epilog="Examples: thalweg doctor flow-grpo optim.micro_batch=16; thalweg doctor model=FOLDER")
+@app.command(epilog="Example: thalweg doctor flow-grpo optim.micro_batch=16")
 def doctor(
     recipe: Annotated[
         str | None,

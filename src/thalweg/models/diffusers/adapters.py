@@ -1,12 +1,16 @@
 """Which parameters are trained: adapters on the repeated blocks of the networks, or everything."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from safetensors.torch import save
 from torch import nn
 
 from thalweg.core.errors import UserError
+from thalweg.core.files import write_whole
 from thalweg.models.diffusers.model import Adapters
 
 
@@ -57,3 +61,29 @@ def _inject(network: nn.Module, lora: Adapters) -> None:
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # small updates would round to nothing in bfloat16
+
+
+def save_adapters(networks: Mapping[str, nn.Module], folder: Path) -> list[Path]:
+    """Write adapters as diffusers reads them: `pipeline.load_lora_weights(folder)`; a file a network.
+
+    The second network's file is read with `load_into_transformer_2=True`.
+    """
+    paths = []
+    for component, network in networks.items():
+        tensors = {
+            f"transformer.{name}": tensor.detach().float().cpu().contiguous()
+            for name, tensor in get_peft_model_state_dict(network).items()
+        }
+        numbers = network.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
+        # Without them a reader takes alpha = rank.
+        described = {f"transformer.{key}": value for key, value in numbers.items() if _is_plain(value)}
+        described["transformer.target_modules"] = sorted(numbers["target_modules"])
+        ending = component.removeprefix("transformer")
+        paths.append(folder / f"pytorch_lora_weights{ending}.safetensors")
+        metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(described)}
+        write_whole(paths[-1], save(tensors, metadata))
+    return paths
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool | list | dict) or value is None

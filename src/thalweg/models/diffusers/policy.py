@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from inspect import unwrap
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.values import Condition, Media, Prompt
 from thalweg.models.contract import Passes
 from thalweg.models.diffusers import conditions
-from thalweg.models.diffusers.adapters import add_adapters
+from thalweg.models.diffusers.adapters import add_adapters, save_adapters
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.pipelines import arguments, networks, read_image
@@ -92,6 +93,13 @@ class DiffusersPolicy:
         size = 1 if self.family.decodes_alone else self.model.decode_batch
         decoded = [self._decode(some) for some in latents.split(size)]
         return _as_media([torch.cat(parts) for parts in zip(*decoded, strict=True)])
+
+    def save_adapters(self, folder: Path) -> list[Path]:
+        """Write the adapters of the policy as diffusers reads them."""
+        if self.model.lora is None:
+            raise UserError("export: the model was trained whole (model.lora=null), so there are no adapters")
+        folder.mkdir(parents=True, exist_ok=True)
+        return save_adapters(self.networks, folder)
 
     def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         steps = self._call(x, sigma.to(self.device), condition.tensors)
