@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cli.command import thalweg
 from PIL import Image
 
+from cli.command import thalweg
 from thalweg.core.errors import UserError
 from thalweg.training.loop import train
 from thalweg.training.recipe import load_recipe

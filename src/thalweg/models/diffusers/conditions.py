@@ -31,8 +31,17 @@ class ListOfRows:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """A tensor that all rows of a call share, such as positions, or a negative prompt that is given once."""
+
+    name: str
+    has_axis: bool
+    """Whether its first axis is a batch of one."""
+
+
+@dataclass(frozen=True)
 class Fixed:
-    """The same for any prompts."""
+    """No tensor: the same for any prompts."""
 
     value: Any
 
@@ -45,14 +54,14 @@ class Nested:
     slots: dict[Any, "Slot"]
 
 
-Slot = PerRow | ListOfRows | Fixed | Nested
+Slot = PerRow | ListOfRows | Shared | Fixed | Nested
 
 
 def describe(one: Any, two: Any, name: str) -> Slot:
     """The slots of a result, from the results for one prompt and for the same prompt twice."""
     if isinstance(one, Tensor):
         if one.ndim == 0 or one.shape[0] == two.shape[0]:
-            return Fixed(one)
+            return Shared(name, has_axis=one.ndim > 1 and one.shape[0] == 1)
         return PerRow(name, one.shape[0])
     if isinstance(one, list) and len(one) == 1 and len(two) == 2 and isinstance(one[0], Tensor):
         return ListOfRows(name)
@@ -70,6 +79,8 @@ def cut(slot: Slot, value: Any) -> dict[str, Tensor]:
         return {slot.name: value[0] if slot.blocks == 1 else value.movedim(0, -1)}
     if isinstance(slot, ListOfRows):
         return {slot.name: value[0]}
+    if isinstance(slot, Shared):
+        return {slot.name: value[0] if slot.has_axis else value}
     if isinstance(slot, Nested):
         named: dict[str, Tensor] = {}
         for key, inner in slot.slots.items():
@@ -85,6 +96,8 @@ def join(slot: Slot, rows: dict[str, Tensor]) -> Any:
         return value if slot.blocks == 1 else value.movedim(-1, 0).flatten(0, 1)
     if isinstance(slot, ListOfRows):
         return list(rows[slot.name].unbind(0))
+    if isinstance(slot, Shared):
+        return rows[slot.name][:1] if slot.has_axis else rows[slot.name][0]
     if isinstance(slot, Nested):
         inner = {key: join(s, rows) for key, s in slot.slots.items()}
         return inner if slot.kind is dict else slot.kind(inner.values())
