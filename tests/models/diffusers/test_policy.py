@@ -50,6 +50,14 @@ def test_the_kinds_of_adapters_train(changes, tiny_policy_of):
         assert all(".to_q." in n or ".to_v." in n for n in policy.weights.parameters)
 
 
+def test_without_adapters_the_whole_network_is_trained(tiny_policy_of):
+    policy = tiny_policy_of("flux", lora=None)
+    assert len(policy.weights.parameters) == len(list(policy.pipeline.transformer.parameters()))
+    policy.velocity(noise_for(policy), HALF, policy.encode(PROMPTS)).square().sum().backward()
+    assert all(p.grad is not None for p in policy.weights.parameters.values())
+    assert not any(p.requires_grad for p in policy.pipeline.vae.parameters())
+
+
 def test_a_prompt_is_encoded_once_and_the_encoders_may_go(tiny_policy_of):
     policy = tiny_policy_of("sd3")
     condition, x = policy.encode(PROMPTS), noise_for(policy)

@@ -29,8 +29,8 @@ from thalweg.models.weights import NamedWeights
 
 IMAGE = "image"
 """The column with the number of a row's condition image; rows of one call share it."""
-REMEMBERED_PROMPTS = 4096
-"""Encoded prompts that stay in memory while the text encoders could encode them again."""
+REMEMBERED_PROMPTS = 1024
+"""Encoded prompts that stay in memory, of the CPU, while the text encoders could encode them again."""
 
 
 class DiffusersPolicy:
@@ -102,7 +102,7 @@ class DiffusersPolicy:
         return save_adapters(self.networks, folder)
 
     def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        steps = self._call(x, sigma.to(self.device), condition.tensors)
+        steps = self._call(x, sigma, condition.tensors)
         return self.pack([velocity for _, velocity in steps]).float()
 
     def _decode(self, latents: Tensor) -> tuple[Tensor, ...]:
@@ -171,7 +171,7 @@ class DiffusersPolicy:
                 named[IMAGE] = torch.tensor(list(self._images).index(image))
             for slot, answer in zip(self._slots, self._answers([prompt]), strict=True):
                 named |= conditions.cut(slot, answer)
-            self._encoded[key] = named
+            self._encoded[key] = {name: tensor.cpu() for name, tensor in named.items()}
             if len(self._encoded) > REMEMBERED_PROMPTS:
                 self._encoded.popitem(last=False)
         return self._encoded[key]
@@ -255,7 +255,7 @@ class DiffusersPolicy:
         x = torch.linspace(-1, 1, math.prod(self.latent_shape), device=self.device).view(
             1, *self.latent_shape
         )
-        seen = self._call(x, torch.ones(1, device=self.device), self._some_condition.tensors)
+        seen = self._call(x, torch.ones(1), self._some_condition.tensors)
         self.latent_dtype = seen[0][0].dtype
         if not torch.equal(self.pack([state for state, _ in seen]).float(), x.to(self.latent_dtype).float()):
             raise UserError(

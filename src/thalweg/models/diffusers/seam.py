@@ -46,18 +46,22 @@ class Seam(FlowMatchEulerDiscreteScheduler):
     """Raise `Stopped` once the noise levels are asked for: conditions are encoded by then."""
 
     def hold(self, sigma: Float[Tensor, " B"] | None, state_axes: int = 1) -> None:
-        """Serve this level next, or none: a call without a network pass. Forgets what was written down."""
+        """Serve this level next, or none: a call without a network pass. Forgets what was written down.
+
+        On the CPU, where comparing levels waits for nothing; `set_timesteps` moves them.
+        """
         self.steps, self.stop_before_network = [], False
+        sigma = None if sigma is None else sigma.float().cpu()
         scale = float(self.config["num_train_timesteps"])
         if sigma is None:
             self._held = torch.zeros(1), torch.zeros(0)
         elif bool((sigma == sigma[0]).all()):
-            one = sigma[:1].float()
+            one = sigma[:1]
             self._held = torch.cat([one, torch.zeros_like(one)]), one * scale
         else:
-            rows = sigma.float().view(1, -1, *[1] * (state_axes - 1))
+            rows = sigma.view(1, -1, *[1] * (state_axes - 1))
             both = torch.cat([rows, torch.zeros_like(rows)])
-            self._held = both.as_subclass(Rows), (sigma.float() * scale)[None].as_subclass(Rows)
+            self._held = both.as_subclass(Rows), (sigma * scale)[None].as_subclass(Rows)
 
     def set_timesteps(
         self,
