@@ -617,6 +617,100 @@ def ace_step() -> Any:
     )
 
 
+def chroma() -> Any:
+    tokenizer = tokenizers.t5()
+    return diffusers.ChromaPipeline(
+        transformer=diffusers.ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 6, 6),
+            approximator_num_channels=8,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+        scheduler=flow(shift=3.0),
+        vae=image_vae(),
+        text_encoder=t5_encoder(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
+def aura_flow() -> Any:
+    tokenizer = tokenizers.t5()
+    return diffusers.AuraFlowPipeline(
+        transformer=diffusers.AuraFlowTransformer2DModel(
+            sample_size=16,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pos_embed_max_size=256,
+        ),
+        scheduler=flow(shift=1.7),
+        vae=image_vae(),
+        text_encoder=t5_encoder(tokenizer, kind="UMT5"),
+        tokenizer=tokenizer,
+    )
+
+
+def lumina2() -> Any:
+    tokenizer = tokenizers.gemma()
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=16,
+            in_channels=4,
+            hidden_size=24,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=3,
+            num_kv_heads=1,
+            multiple_of=2,
+            axes_dim_rope=(4, 2, 2),
+            axes_lens=(512, 32, 32),
+            cap_feat_dim=32,
+        ),
+        scheduler=flow(shift=6.0),
+        vae=image_vae(),
+        text_encoder=transformers.Gemma2Model(transformers.Gemma2Config(**text_sizes(tokenizer))),
+        tokenizer=tokenizer,
+    )
+
+
+def ltx() -> Any:
+    tokenizer = tokenizers.t5()
+    return diffusers.LTXPipeline(
+        transformer=diffusers.LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=4,
+            attention_head_dim=8,
+            cross_attention_dim=32,
+            num_layers=1,
+            caption_channels=32,
+        ),
+        scheduler=flow(use_dynamic_shifting=True),
+        vae=diffusers.AutoencoderKLLTXVideo(
+            latent_channels=8,
+            block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1, 1),
+            spatio_temporal_scaling=(True, True, False, False),
+            decoder_spatio_temporal_scaling=(True, True, False, False),
+            encoder_causal=True,
+            decoder_causal=False,
+        ),
+        text_encoder=t5_encoder(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
 PICTURE = {"height": SIZE, "width": SIZE, "precision": "float32", "max_sequence_length": 64}
 
 GRADIENT = Image.linear_gradient("L").resize((SIZE, SIZE)).convert("RGB")
@@ -696,4 +790,9 @@ TINY: dict[str, Tiny] = {
         {"precision": "float32", "audio_seconds": 4.0, "guidance_scale": 1.0},  # its guidance remembers steps
         stock_is_wrong_in_batches=True,
     ),
+    # No line of ours knows these.
+    "chroma": Tiny(seeded(chroma), {**PICTURE, "guidance_scale": 3.0}),
+    "aura_flow": Tiny(seeded(aura_flow), {**PICTURE, "guidance_scale": 3.0}),
+    "lumina2": Tiny(seeded(lumina2), {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 200}),
+    "ltx": Tiny(seeded(ltx), {**PICTURE, "num_frames": 9, "guidance_scale": 3.0}),
 }

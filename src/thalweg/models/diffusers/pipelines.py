@@ -51,12 +51,15 @@ def open_pipeline(model: DiffusersModel) -> Any:
 
 def prepare(pipeline: Any, device: str = "cpu") -> Any:
     """Freeze every component, switch dropout off, and silence the progress bar."""
-    for name in NETWORKS[:1]:
-        if not isinstance(getattr(pipeline, name, None), nn.Module):
-            raise UserError(
-                f"model: {type(pipeline).__name__} has no component '{name}' to train; only flow pipelines "
-                "with a transformer are known"
-            )
+    if not networks(pipeline):
+        raise UserError(
+            f"model: {type(pipeline).__name__} has no component 'transformer' to train; only flow pipelines "
+            "with one are known"
+        )
+    if not callable(getattr(pipeline, "encode_prompt", None)):
+        raise UserError(
+            f"model: {type(pipeline).__name__} has no `encode_prompt`; such pipelines cannot be trained yet"
+        )
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False).eval()

@@ -231,6 +231,11 @@ class DiffusersPolicy:
         """Learn the shape and dtype of states, the slots of conditions and the passes of a velocity."""
         try:
             one, two = self._answers([Prompt("a")]), self._answers([Prompt("a")] * 2)
+            if not one:
+                raise UserError(
+                    f"model: {type(self.pipeline).__name__} encodes its prompts after it asks for noise "
+                    "levels, or not in `encode_prompt`; such pipelines cannot be trained yet"
+                )
             self._slots = [
                 conditions.describe(a, b, str(i)) for i, (a, b) in enumerate(zip(one, two, strict=True))
             ]
