@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import diffusers
@@ -11,6 +12,7 @@ from diffusers.models.transformers.ace_step_transformer import AceStepTransforme
 from diffusers.pipelines.ace_step.modeling_ace_step import AceStepConditionEncoder
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
 from PIL import Image
 from torch import nn
@@ -28,7 +30,7 @@ class Tiny:
     settings: Mapping[str, Any] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
     stock_is_wrong_in_batches: bool = False
-    """Padding of the shorter prompt reaches its sample, or the decoder takes a batch of one only."""
+    """Padding of the shorter prompt reaches its sample, or a part takes a batch of one only."""
 
 
 def seeded(build: Callable[[], Any]) -> Callable[[], Any]:
@@ -251,6 +253,21 @@ def qwen_image() -> Any:
         text_encoder=qwen_vl(tokenizer),
         tokenizer=tokenizer,
     )
+
+
+def qwen_image_edit() -> Any:
+    """Needs torchvision. The pipeline resizes to 1024 x 1024 pixels whatever it is asked; here to 32 x 32."""
+    pipeline_qwenimage_edit.calculate_dimensions = lambda area, ratio: (SIZE, SIZE, None)
+    text_to_image = qwen_image()
+    parts = {name: getattr(text_to_image, name) for name in text_to_image.components}
+    sizes = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+    processor = transformers.Qwen2VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(size=sizes),
+        tokenizer=text_to_image.tokenizer,
+        video_processor=transformers.Qwen2VLVideoProcessor(),
+        chat_template=tokenizers.CHAT,
+    )
+    return diffusers.QwenImageEditPipeline(processor=processor, **parts)
 
 
 def z_image() -> Any:
@@ -796,3 +813,10 @@ TINY: dict[str, Tiny] = {
     "lumina2": Tiny(seeded(lumina2), {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 200}),
     "ltx": Tiny(seeded(ltx), {**PICTURE, "num_frames": 9, "guidance_scale": 3.0}),
 }
+if find_spec("torchvision") is not None:
+    TINY["qwen_image_edit"] = Tiny(
+        seeded(qwen_image_edit),
+        {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 1024},
+        {"image": GRADIENT, "negative_prompt": " "},
+        stock_is_wrong_in_batches=True,
+    )

@@ -24,6 +24,8 @@ class Family:
     """(state, pipeline, call) -> what `latents=` takes."""
     guidance_scale: str = "guidance_scale"
     """The argument for the strength of guidance."""
+    one_row: bool = False
+    """A call takes one sample only."""
     decodes_alone: bool = False
     """The decoder takes one sample at a time."""
     lists: tuple[str, ...] = ()
@@ -46,8 +48,8 @@ FAMILIES: dict[str, Family] = {
     "Flux2Pipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map),
     "Flux2KleinPipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map),
     "QwenImagePipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
-    "QwenImageEditPipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
-    "QwenImageEditPlusPipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
+    "QwenImageEditPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
+    "QwenImageEditPlusPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
     "WanPipeline": Family(rows_may_differ=True),
     "WanImageToVideoPipeline": Family(rows_may_differ=True),
     "SanaPipeline": Family(rows_may_differ=True),

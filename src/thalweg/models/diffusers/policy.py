@@ -90,7 +90,7 @@ class DiffusersPolicy:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"] | Media:
         """Images, or frames and sound, by the pipeline's own decoder; on the CPU."""
-        size = 1 if self.family.decodes_alone else self.model.decode_batch
+        size = 1 if self.family.decodes_alone or self.family.one_row else self.model.decode_batch
         decoded = [self._decode(some) for some in latents.split(size)]
         return _as_media([torch.cat(parts) for parts in zip(*decoded, strict=True)])
 
@@ -125,7 +125,8 @@ class DiffusersPolicy:
         """The pipeline's own call, undecorated: gradients flow where they are enabled."""
         count, image = len(next(iter(rows.values()))), rows.get(IMAGE)
         given = {} if x is None else self.given(x)
-        given |= {} if image is None else {"image": list(self._images.values())[int(image[0])]}
+        if image is not None:
+            given[IMAGE] = list(self._images.values())[int(image[0])]
         with self._replayed(rows):
             return self._call_pipeline(
                 self.pipeline,
@@ -165,9 +166,7 @@ class DiffusersPolicy:
                     "to `release_encoders`"
                 )
             named: dict[str, Tensor] = {}
-            if image is not None or IMAGE in self.arguments:
-                if image not in self._images:
-                    self._images[image] = self.arguments[IMAGE] if image is None else read_image(image)
+            if self._image_of(prompt) is not None:
                 named[IMAGE] = torch.tensor(list(self._images).index(image))
             for slot, answer in zip(self._slots, self._answers([prompt]), strict=True):
                 named |= conditions.cut(slot, answer)
@@ -176,11 +175,21 @@ class DiffusersPolicy:
                 self._encoded.popitem(last=False)
         return self._encoded[key]
 
+    def _image_of(self, prompt: Prompt) -> Any:
+        """The condition image of the prompt, or that of all; None without one."""
+        path = prompt.metadata.get("image")
+        if path is None and IMAGE not in self.arguments:
+            return None
+        if path not in self._images:
+            self._images[path] = self.arguments[IMAGE] if path is None else read_image(path)
+        return self._images[path]
+
     @torch.no_grad()
     def _answers(self, prompts: Sequence[Prompt]) -> list[Any]:
         """What each call of `encode_prompt` returns on the way to the network."""
-        image = prompts[0].metadata.get("image")
-        given: dict[str, Any] = {} if image is None else {"image": read_image(image)}
+        given: dict[str, Any] = {}
+        if (image := self._image_of(prompts[0])) is not None:
+            given[IMAGE] = image
         for name in self.family.lists:
             given[name] = [p.metadata.get(name, self.arguments.get(name, "")) for p in prompts]
         answers: list[Any] = []
@@ -230,7 +239,8 @@ class DiffusersPolicy:
     def _look_at_the_pipeline(self) -> None:
         """Learn the shape and dtype of states, the slots of conditions and the passes of a velocity."""
         try:
-            one, two = self._answers([Prompt("a")]), self._answers([Prompt("a")] * 2)
+            one = self._answers([Prompt("a")])
+            two = one if self.family.one_row else self._answers([Prompt("a")] * 2)
             if not one:
                 raise UserError(
                     f"model: {type(self.pipeline).__name__} encodes its prompts after it asks for noise "
@@ -279,6 +289,8 @@ class DiffusersPolicy:
 
     def _rows_together(self, sigma: Tensor, condition: Condition) -> list[Int64[Tensor, " n"]]:
         """Rows that one call can take: of equal lengths, and at one level where the pipeline needs it."""
+        if self.family.one_row:
+            return list(torch.arange(len(sigma)).split(1))
         keys = [t for n, t in condition.tensors.items() if _is_key(n)]
         columns = [*keys, *([] if self.family.rows_may_differ else [sigma.cpu()])]
         groups: dict[tuple[float, ...], list[int]] = {}
