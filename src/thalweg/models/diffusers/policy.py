@@ -61,6 +61,8 @@ class DiffusersPolicy:
         A prompt's metadata may hold the path of an `image`, and what else its family asks for.
         """
         rows = [self._encode_one(prompt) for prompt in prompts]
+        while len(self._encoded) > REMEMBERED_PROMPTS and not self._encoders_released():
+            self._encoded.popitem(last=False)
         table = conditions.stack(rows)
         on_device = {n: t if _is_key(n) else t.to(self.device) for n, t in table.items()}
         return Condition(on_device)
@@ -171,8 +173,6 @@ class DiffusersPolicy:
             for slot, answer in zip(self._slots, self._answers([prompt]), strict=True):
                 named |= conditions.cut(slot, answer)
             self._encoded[key] = {name: tensor.cpu() for name, tensor in named.items()}
-            if len(self._encoded) > REMEMBERED_PROMPTS:
-                self._encoded.popitem(last=False)
         return self._encoded[key]
 
     def _image_of(self, prompt: Prompt) -> Any:
