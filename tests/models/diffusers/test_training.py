@@ -51,11 +51,24 @@ def settings_of(tiny_folder, tmp_path):
         ("wan", "brightness"),
         ("stable_audio", "loudness"),
         ("ltx2", "loudness"),
+        *(
+            pytest.param(name, reward, marks=pytest.mark.slow)
+            for name, reward in (
+                ("sana", "jpeg_size"),
+                ("z_image", "brightness"),
+                ("flux2", "brightness"),
+                ("flux2_klein", "brightness"),
+                ("chroma", "brightness"),
+                ("wan_two_networks", "brightness"),
+                ("longcat_audio", "loudness"),
+                ("ace_step", "loudness"),
+            )
+        ),
     ],
 )
 def test_an_iteration_moves_the_adapters(recipe, name, reward, settings_of, tmp_path):
     settings = settings_of(name) | {"rewards": [reward]}
-    if name == "stable_audio":
+    if name.endswith(("audio", "step")):
         settings["evaluation.diversity_prompts"] = 0
     loaded = load_recipe(recipe, settings)
     run = train(loaded, tmp_path / "run")
