@@ -87,6 +87,25 @@ def sample(
         typer.echo(path)
 
 
+@app.command(epilog="Example: thalweg export runs/first --out adapter")
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("adapter"),
+) -> None:
+    """Write a run's adapters as diffusers reads them: `pipeline.load_lora_weights(FOLDER)`."""
+    from thalweg.models import DiffusersModel
+    from thalweg.training.saved import load_run
+
+    saved = load_run(run)
+    if not isinstance(saved.recipe.model, DiffusersModel):
+        raise UserError(
+            f"{run}: only adapters of diffusers pipelines are exported; its weights are safetensors"
+        )
+    policy: Any = saved.policy(saved.recipe.evaluation.weights)
+    for path in policy.save_adapters(out):
+        typer.echo(path)
+
+
 @app.command("eval", epilog="Example: thalweg eval runs/first evaluation.samples_per_prompt=4 --json")
 def evaluate(source: Source, overrides: Overrides = None, as_json: AsJSON = False) -> None:
     """Measure a model on held-out prompts."""
@@ -175,18 +194,27 @@ def worlds(as_json: AsJSON = False) -> None:
 @app.command(epilog="Example: thalweg doctor flow-grpo optim.micro_batch=16")
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(help="Also replay a rollout of this recipe.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Also replay a rollout of this recipe; or model=FOLDER, a diffusers pipeline.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
     as_json: AsJSON = False,
 ) -> None:
     """Check the installation, and with a recipe whether its numbers can be trusted here."""
     from thalweg.cli.tables import installation_rows, print_table
-    from thalweg.training.doctor import examine
+    from thalweg.training.doctor import examine, examine_model
     from thalweg.training.recipe import load_recipe
 
     rows = installation_rows()
-    found = [] if recipe is None else examine(load_recipe(recipe, overrides or []))
+    if recipe is not None and recipe.startswith("model="):
+        from thalweg.training.recipe import load_model
+
+        found = examine_model(load_model([recipe, *(overrides or [])]))
+    else:
+        found = [] if recipe is None else examine(load_recipe(recipe, overrides or []))
     rows += [{"what": f.what, "value": f.value, "ok": f.ok, "advice": f.advice} for f in found]
     print_table("Doctor", rows, as_json)
     if not all(row["ok"] for row in rows):

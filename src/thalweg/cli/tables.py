@@ -47,7 +47,7 @@ def method_rows() -> list[Row]:
 def model_rows() -> list[Row]:
     from thalweg.worlds import WORLDS
 
-    return [
+    embedded = [
         {
             "model": "miniature",
             "world": world.name,
@@ -56,6 +56,13 @@ def model_rows() -> list[Row]:
         }
         for world in WORLDS.values()
     ]
+    real = {
+        "model": "diffusers",
+        "world": "",
+        "size": "any",
+        "what": "a flow pipeline: model=FOLDER or owner/name",
+    }
+    return [*embedded, real]
 
 
 def reward_rows() -> list[Row]:

@@ -1,6 +1,7 @@
 """What flows through a run: prompts, conditions, and the rows that objectives read.
 
-Axes: B rows, K trained transitions, R rewards, ... latent axes. Every column of a table has one entry a row.
+Axes: B rows, K trained transitions, R rewards, F frames, A audio channels, T audio samples, ... latent axes.
+Every column of a table has one entry a row.
 """
 
 from collections.abc import Mapping
@@ -50,6 +51,28 @@ class Condition:
         """Noise added to the named tensors."""
         moved = {name: self.tensors[name] + scale * noise[name] for name in noise}
         return Condition({**self.tensors, **moved})
+
+
+@dataclass(frozen=True)
+class Media:
+    """Finished samples that are no single images: a video, a sound, or both."""
+
+    frames: Float[Tensor, "B F 3 H W"] | None = None
+    """Values in [0, 1]."""
+    audio: Float[Tensor, "B A T"] | None = None
+    """Waves, values in [-1, 1]."""
+
+    def __len__(self) -> int:
+        return len(self.frames if self.frames is not None else self.audio)  # type: ignore[arg-type]
+
+    @property
+    def stills(self) -> Float[Tensor, "B 3 H W"] | None:
+        """The middle frame of each video."""
+        return None if self.frames is None else self.frames[:, self.frames.shape[1] // 2]
+
+
+Made = Tensor | Media
+"""What decoding gives: images (B, 3, H, W) in [0, 1], or media."""
 
 
 T = TypeVar("T", bound="Transitions | Samples")

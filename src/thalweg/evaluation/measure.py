@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thalweg.core.errors import UserError
 from thalweg.core.processes import Processes
-from thalweg.core.values import Metrics, Prompt
+from thalweg.core.values import Media, Metrics, Prompt
 from thalweg.evaluation.benchmark import Evaluation
 from thalweg.evaluation.confidence import accuracy_metrics
 from thalweg.evaluation.diversity import diversity_metrics
@@ -29,16 +30,16 @@ def measure(
     processes: Processes,
 ) -> Metrics:
     """Rewards, and strict accuracy where the model's world can judge."""
-    images = sample_images(policy, prompts, evaluation.samples_per_prompt, evaluation, processes)
+    made = sample_images(policy, prompts, evaluation.samples_per_prompt, evaluation, processes)
     asked = [p for p in prompts for _ in range(evaluation.samples_per_prompt)]
     mine = [asked[i] for i in processes.share(len(asked))]
-    scores = score(rewards, images, mine)
+    scores = score(rewards, made, mine)
     columns = {"reward": total(scores, rewards)} | {
         f"reward/{name}": values for name, values in scores.items()
     }
-    if world is not None:
+    if world is not None and isinstance(made, Tensor):
         columns["strict"] = torch.tensor(
-            [float(world.judge(i, p).strict) for i, p in zip(images, mine, strict=True)]
+            [float(world.judge(i, p).strict) for i, p in zip(made, mine, strict=True)]
         )
     columns = processes.gather(columns)
     strict = columns.pop("strict", None)
@@ -57,9 +58,15 @@ def sample_groups(
     policy: Policy, prompts: Sequence[Prompt], evaluation: Evaluation, processes: Processes
 ) -> Float[Tensor, "B 3 H W"]:
     """A whole group of images for each prompt, from all processes; in steps of 1/255, as a file keeps
-    them.
+    them. A video stands by its middle frame.
     """
-    images = sample_images(policy, prompts, evaluation.diversity_group, evaluation, processes)
+    made = sample_images(policy, prompts, evaluation.diversity_group, evaluation, processes)
+    images = made.stills if isinstance(made, Media) else made
+    if images is None:
+        raise UserError(
+            "evaluation.diversity_prompts: diversity is measured on images, and the model makes sound; give "
+            "evaluation.diversity_prompts=0"
+        )
     return processes.gather({"images": (images * 255).round().byte()})["images"].float() / 255
 
 

@@ -2,11 +2,8 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
-from torch import Tensor
-
 from thalweg.core.processes import Processes
-from thalweg.core.values import Prompt
+from thalweg.core.values import Made, Prompt
 from thalweg.evaluation.benchmark import Evaluation
 from thalweg.models.contract import Policy
 from thalweg.rollout import Deterministic, Rollout, Root, grow
@@ -18,8 +15,8 @@ def sample_images(
     per_prompt: int,
     evaluation: Evaluation,
     processes: Processes = Processes(),  # noqa: B008  (frozen)
-) -> Float[Tensor, "B 3 H W"]:
-    """`per_prompt` images of each prompt, side by side; this process's share of them."""
+) -> Made:
+    """`per_prompt` images, or media, of each prompt, side by side; this process's share of them."""
     rollout = Rollout(
         plan=Deterministic(),
         group_size=per_prompt,

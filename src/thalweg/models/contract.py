@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.values import Condition, Prompt
+from thalweg.core.values import Condition, Media, Prompt
 from thalweg.models.weights import NamedWeights
 
 
@@ -46,8 +46,8 @@ class Policy(Protocol):
         """dx/dsigma = noise - data, guided, in float32; with gradients where they are enabled."""
         ...
 
-    def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
-        """Images with values in [0, 1]."""
+    def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"] | Media:
+        """Images with values in [0, 1], or video and sound."""
         ...
 
 

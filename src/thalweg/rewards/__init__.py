@@ -11,8 +11,9 @@ from torch import Tensor
 from thalweg.core.errors import UserError
 from thalweg.core.forest import Forest, Scores
 from thalweg.core.names import nearest
-from thalweg.core.values import Prompt
+from thalweg.core.values import Made, Media, Prompt
 from thalweg.rewards.function import FunctionReward
+from thalweg.rewards.loudness import Loudness
 from thalweg.rewards.pixels import Brightness, JPEGSize
 from thalweg.rewards.scorer import ScorerReward
 from thalweg.rewards.world import WorldReward
@@ -22,6 +23,7 @@ KINDS = {
     "brightness": Brightness,
     "function": FunctionReward,
     "jpeg_size": JPEGSize,
+    "loudness": Loudness,
     "scorer": ScorerReward,
     "world": WorldReward,
 }
@@ -44,17 +46,32 @@ def _from_shorthand(value: Any) -> Any:
 
 Reward = Annotated[
     Annotated[
-        WorldReward | FunctionReward | Brightness | JPEGSize | ScorerReward, Field(discriminator="kind")
+        WorldReward | FunctionReward | Brightness | JPEGSize | Loudness | ScorerReward,
+        Field(discriminator="kind"),
     ],
     BeforeValidator(_from_shorthand),
 ]
 
 
-def score(
-    rewards: Sequence[Reward], images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
-) -> dict[str, Float[Tensor, " B"]]:
-    """Every reward of every image, by name. NaN marks an image that a reward could not judge."""
-    return {reward.name: reward.score(images, prompts).float() for reward in rewards}
+def score(rewards: Sequence[Reward], made: Made, prompts: Sequence[Prompt]) -> dict[str, Float[Tensor, " B"]]:
+    """Every reward of every sample, by name. NaN marks a sample that a reward could not judge."""
+    return {reward.name: _score(reward, made, prompts).float() for reward in rewards}
+
+
+def _score(reward: Reward, made: Made, prompts: Sequence[Prompt]) -> Float[Tensor, " B"]:
+    """Each reward gets what it needs; one of images is averaged over the frames of a video."""
+    frames, audio = (made.frames, made.audio) if isinstance(made, Media) else (made, None)
+    if isinstance(reward, Loudness):
+        if audio is None:
+            raise UserError(f"reward '{reward.name}': judges sound, and the model makes none; choose another")
+        return reward.score(audio, prompts)
+    if isinstance(made, Tensor):
+        return reward.score(made, prompts)
+    if frames is None:
+        raise UserError(f"reward '{reward.name}': judges images, and the model makes sound; try loudness")
+    count = frames.shape[1]
+    each = [prompt for prompt in prompts for _ in range(count)]
+    return reward.score(frames.flatten(0, 1), each).unflatten(0, (-1, count)).float().mean(1)
 
 
 def finished(rewards: Sequence[Reward]) -> list[Reward]:

@@ -3,12 +3,15 @@
 Shapes: B rows.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
+from thalweg.core.errors import UserError
+from thalweg.core.finding import Finding
 from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
+from thalweg.models import DiffusersModel, Model
 from thalweg.rewards import finished, total, weights_of
 from thalweg.training.backward import backward, recompute_log_probs
 from thalweg.training.collect import collect, judge
@@ -16,16 +19,6 @@ from thalweg.training.data import draw_prompts, load_prompts
 from thalweg.training.loop import load_policy
 from thalweg.training.plan import batch_plan
 from thalweg.training.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    value: str
-    ok: bool
-    advice: str = ""
 
 
 def examine(recipe: Recipe) -> list[Finding]:
@@ -61,6 +54,15 @@ def examine(recipe: Recipe) -> list[Finding]:
     ).norm()
     findings.append(Finding("gradient norm", f"{float(norm):.3g}", bool(norm.isfinite())))
     return findings
+
+
+def examine_model(model: Model) -> list[Finding]:
+    """Look at a real model alone, without a recipe."""
+    if not isinstance(model, DiffusersModel):
+        raise UserError("doctor model=...: only diffusers pipelines are looked at alone; give a recipe")
+    from thalweg.models.diffusers.doctor import examine_pipeline  # heavy
+
+    return examine_pipeline(model)
 
 
 def _groups(recipe: Recipe, leaves, reward) -> list[Finding]:

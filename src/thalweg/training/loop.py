@@ -86,7 +86,8 @@ def _run(
     held_out = load_prompts(recipe.evaluation.prompts, recipe.model.world, "evaluation.prompts")
     judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
     require_judged(prompts, judges, "data.prompts", by_task=False)
-    require_judged(held_out, judges | ({recipe.model.world} - {None}), "evaluation.prompts", by_task=True)
+    own = set() if recipe.model.world is None else {recipe.model.world}
+    require_judged(held_out, judges | own, "evaluation.prompts", by_task=True)
     require_installed(recipe)
     if is_new:
         folder.start(recipe, command_line())

@@ -16,11 +16,12 @@ from thalweg.core.names import nearest
 from thalweg.core.part import Part
 from thalweg.credit import Credit, DenseCredit, GroupCredit, ProcessCredit, Selection, TreeCredit
 from thalweg.evaluation.benchmark import Evaluation
-from thalweg.models import POLICY, Model
+from thalweg.models import POLICY, DiffusersModel, Model, from_shorthand
 from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward, Objective
 from thalweg.objectives.rules import Centred
 from thalweg.objectives.sigma_draw import Grid
 from thalweg.rewards import Reward, judges_steps
+from thalweg.rewards.world import WorldReward
 from thalweg.rollout import AllSteps, Candidates, Deterministic, Rollout, Tree, Window
 from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
@@ -100,8 +101,23 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | Sequence[str]
     tree = {"name": path.stem, **tree}
     pairs = overrides.items() if isinstance(overrides, Mapping) else [_pair(text) for text in overrides]
     for key, value in pairs:
-        _put(tree, key, value)
+        _put(tree, key, from_shorthand(value) if key == "model" else value)
     return check_recipe(tree, str(source))
+
+
+class _ModelAlone(Part):
+    model: Model
+
+
+def load_model(overrides: Sequence[str]) -> Model:
+    """The model that `model=FOLDER model.key=value ...` describes, without a recipe."""
+    tree: dict[str, Any] = {}
+    for key, value in map(_pair, overrides):
+        _put(tree, key, from_shorthand(value) if key == "model" else value)
+    try:
+        return _ModelAlone.model_validate(tree).model
+    except ValidationError as error:
+        raise UserError(_listing("model", [_describe(p, tree) for p in error.errors()])) from None
 
 
 def check_recipe(tree: Mapping[str, Any], source: str) -> Recipe:
@@ -170,6 +186,8 @@ def _across_sections(recipe: Recipe) -> list[str]:
         if rule.source in known and rule.source not in made:
             problems.append(f"weights.{name}.from: '{rule.source}' comes later; write it above '{name}'")
         made.append(name)
+    if isinstance(recipe.model, DiffusersModel):
+        problems += _without_a_world(recipe)
     if isinstance(recipe.objective, ClippedRatio | ChunkRatio | Balance):
         problems += _densities(recipe)
     problems += _credit_problems(recipe)
@@ -306,6 +324,22 @@ def _selection_problems(recipe: Recipe) -> list[str]:
         problems.append(
             "rollout.explore: a sample can be drawn again from its initial noise alone only where no step is "
             "drawn; use the plan deterministic"
+        )
+    return problems
+
+
+def _without_a_world(recipe: Recipe) -> list[str]:
+    """What an embedded world would have brought along."""
+    prompts = {"data.prompts": recipe.data.prompts, "evaluation.prompts": recipe.evaluation.prompts}
+    problems = [
+        f"{key}='{source}': this model has no prompts of its own; give a .txt or .jsonl file"
+        for key, source in prompts.items()
+        if source in ("training", "held_out")
+    ]
+    if any(isinstance(reward, WorldReward) for reward in recipe.rewards):
+        problems.append(
+            "rewards: the judge of an embedded world reads that world's images only; give others, such as "
+            "rewards=[jpeg_size] or module:function"
         )
     return problems
 

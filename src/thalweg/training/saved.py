@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from thalweg.core.errors import UserError
-from thalweg.core.values import Prompt
+from thalweg.core.values import Made, Prompt
 from thalweg.evaluation.sampling import sample_images
 from thalweg.models import POLICY, Policy
 from thalweg.training import checkpoint
@@ -73,8 +71,8 @@ def sample(
     per_prompt: int = 1,
     seed: int = 0,
     overrides: Sequence[str] = (),
-) -> Float[Tensor, "B 3 H W"]:
-    """Images in [0, 1] from a run's model, or from a recipe's base model: `per_prompt` of each prompt."""
+) -> Made:
+    """Images in [0, 1], or media, `per_prompt` of each prompt: from a run, or a recipe's base model."""
     policy, recipe = open_model(source, overrides)
     asked = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
     settings = recipe.evaluation.model_copy(update={"seed": seed, "weights": POLICY})

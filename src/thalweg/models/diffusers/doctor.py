@@ -1,0 +1,175 @@
+"""Does a pipeline work through the seam? Compared with its own unchanged call, step by step.
+
+The measure is the stock pipeline with Euler steps, from the same noise and over the same noise levels.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from thalweg.core.finding import Finding
+from thalweg.core.values import Media, Prompt
+from thalweg.models.diffusers.model import DiffusersModel
+from thalweg.models.diffusers.policy import DiffusersPolicy
+
+STEPS = 3
+PROMPT = Prompt("a red square left of a blue circle")
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
+"""Largest difference, relative to the largest value, that rounding explains."""
+
+
+class Recording(FlowMatchEulerDiscreteScheduler):
+    """The stock Euler steps; every state they lead to is written down."""
+
+    states: list[Tensor]
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
+        result = super().step(model_output, timestep, sample, *args, **options)
+        self.states.append(result[0] if isinstance(result, tuple) else result.prev_sample)
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recording":
+        return recording(self.config, self.states)
+
+
+def recording(config: Any, states: list[Tensor]) -> Recording:
+    """A recording scheduler with these settings, which writes into this list."""
+    scheduler: Any = Recording.from_config(config)
+    scheduler.states = states
+    return scheduler
+
+
+def examine_pipeline(model: DiffusersModel) -> list[Finding]:
+    """Open the pipeline and look at everything that training relies on; nothing is trained."""
+    policy, tolerance = model.load(), TOLERANCE[model.precision]
+    noise = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    states, sigmas, outputs = _stock(policy, noise[:1])
+    findings = [
+        Finding("pipeline", type(policy.pipeline).__name__, True),
+        Finding("latents", f"{'x'.join(map(str, policy.latent_shape))}, {_name(policy.latent_dtype)}", True),
+        Finding("network passes of a velocity", str(policy.passes_per_velocity), True),
+        Finding(
+            "trained parameters", f"{sum(p.numel() for p in policy.weights.parameters.values()):,}", True
+        ),
+        _parity(policy, noise[:1], sigmas, states, tolerance),
+        _replay(policy, noise),
+        *_gradients(policy, noise),
+        _levels(policy, noise, tolerance),
+        _decoding(policy, states, outputs, tolerance),
+    ]
+    return findings
+
+
+def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(final latents, noise levels, decoded) of the pipeline's own call."""
+    pipeline, seam = policy.pipeline, policy.pipeline.scheduler
+    scheduler: Any = recording(seam.config, [])
+    pipeline.scheduler = scheduler
+    texts = {"prompt": [PROMPT.text], **{name: [""] for name in policy.family.lists}}
+    try:
+        made = pipeline(
+            num_inference_steps=STEPS,
+            output_type="pt",
+            return_dict=False,
+            generator=torch.Generator(policy.device).manual_seed(0),
+            **policy.arguments | policy.given(noise) | texts,
+        )
+    finally:
+        pipeline.scheduler = seam
+    states = policy.pack(scheduler.states[-len(policy.family.latents) :])
+    return states.float(), scheduler.sigmas.cpu(), [m.float().cpu() for m in made if m is not None]
+
+
+@torch.no_grad()
+def _parity(
+    policy: DiffusersPolicy, x: Tensor, sigmas: Tensor, expected: Tensor, tolerance: float
+) -> Finding:
+    condition = policy.encode([PROMPT])
+    for sigma, sigma_next in pairwise(sigmas):
+        x = (x + (sigma_next - sigma) * policy.velocity(x, sigma[None], condition)).to(policy.latent_dtype)
+    error = _difference(x, expected)
+    advice = (
+        "the pipeline does more between its steps than call its network, such as guidance that remembers "
+        "earlier ones; training is on the velocity without it"
+    )
+    return Finding("stock parity", f"{error:.2g}", error <= tolerance, "" if error <= tolerance else advice)
+
+
+def _replay(policy: DiffusersPolicy, noise: Tensor) -> Finding:
+    condition, sigma = policy.encode([PROMPT] * 2), torch.full((2,), 0.7)
+    with torch.no_grad():
+        rollout = policy.velocity(noise, sigma, condition)
+    error = float((policy.velocity(noise, sigma, condition).detach() - rollout).abs().max())
+    advice = "" if error == 0 else "the network is not the same twice; look for dropout or caches"
+    return Finding("replay error", f"{error:.2g}", error == 0, advice)
+
+
+def _gradients(policy: DiffusersPolicy, noise: Tensor) -> list[Finding]:
+    x = noise.clone().requires_grad_()
+    parameters = list(policy.weights.parameters.values())
+    # Both ends of the levels: Wan 2.2 has a network for each.
+    velocity = policy.velocity(x, torch.tensor([0.97, 0.5]), policy.encode([PROMPT] * 2))
+    latents, *grads = torch.autograd.grad(velocity.square().mean(), [x, *parameters], allow_unused=True)
+    reached = sum(grad is not None for grad in grads)
+    advice = "no parameter learns; give model.lora.targets" if not reached else ""
+    return [
+        Finding("parameters with gradient", f"{reached} of {len(parameters)}", reached > 0, advice),
+        Finding("gradient to latents", f"{float(latents.norm()):.2g}", bool(latents.any())),
+    ]
+
+
+@torch.no_grad()
+def _levels(policy: DiffusersPolicy, noise: Tensor, tolerance: float) -> Finding:
+    condition, sigma, family = policy.encode([PROMPT] * 2), torch.tensor([0.9, 0.4]), policy.family
+    what = "several noise levels in one call"
+
+    def velocity(rows_may_differ: bool) -> Tensor:
+        policy.family = replace(family, rows_may_differ=rows_may_differ)
+        try:
+            return policy.velocity(noise, sigma, condition)
+        finally:
+            policy.family = family
+
+    alone = velocity(False)
+    together = _attempt(lambda: velocity(True))
+    works = together is not None and _difference(together, alone) <= tolerance
+    if works and not family.rows_may_differ:
+        return Finding(
+            what, "would work", True, "faster with rows_may_differ=True in models/diffusers/families.py"
+        )
+    if family.rows_may_differ and not works:
+        return Finding(what, "wrong", False, "remove rows_may_differ in models/diffusers/families.py")
+    return Finding(what, "yes" if works else "no, a call each", True)
+
+
+def _decoding(policy: DiffusersPolicy, latents: Tensor, expected: list[Tensor], tolerance: float) -> Finding:
+    made = policy.decode(latents)
+    ours = [made] if isinstance(made, Tensor) else _parts(made)
+    error = max(_difference(mine, stock) for mine, stock in zip(ours, expected, strict=True))
+    shapes = ", ".join("x".join(map(str, mine.shape[1:])) for mine in ours)
+    return Finding("decoding", f"{shapes}; differs by {error:.2g}", error <= tolerance)
+
+
+def _parts(media: Media) -> list[Tensor]:
+    return [part for part in (media.frames, media.audio) if part is not None]
+
+
+def _attempt(compute: Callable[[], Tensor]) -> Tensor | None:
+    """Pipelines that cannot take a level for each row stop with one of these."""
+    try:
+        return compute()
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return None
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1e-12))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

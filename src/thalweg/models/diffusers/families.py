@@ -1,0 +1,70 @@
+"""Where a pipeline differs from the rule; what is not listed here needs nothing.
+
+The rule: `latents=` takes what `step` sees, guidance is `guidance_scale`, and a call has one noise level. A
+pipeline that is not listed works by it; `thalweg doctor model=FOLDER` says whether an entry would help.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is particular to a pipeline class."""
+
+    rows_may_differ: bool = False
+    """Rows of one call may stand at different noise levels; otherwise each level is a call."""
+    latents: tuple[str, ...] = ("latents",)
+    """Arguments that take the parts of a state, in the order of their `step`s."""
+    to_argument: Callable[[Tensor, Any, Mapping[str, Any]], Tensor] | None = None
+    """(state, pipeline, call) -> what `latents=` takes."""
+    guidance_scale: str = "guidance_scale"
+    """The argument for the strength of guidance."""
+    one_row: bool = False
+    """A call takes one sample only."""
+    decodes_alone: bool = False
+    """The decoder takes one sample at a time."""
+    lists: tuple[str, ...] = ()
+    """Texts besides the prompt that are given for each sample; a prompt's metadata may name them."""
+    audio_seconds: str = "duration"
+    """The argument for the length of a sound."""
+
+
+def _tokens_to_map(state: Float[Tensor, "B L C"], pipeline: Any, call: Mapping[str, Any]) -> Tensor:
+    """FLUX.2 takes (B, C, h, w) and packs it into tokens."""
+    size = pipeline.default_sample_size * pipeline.vae_scale_factor
+    height, width = (call.get(side, size) // (2 * pipeline.vae_scale_factor) for side in ("height", "width"))
+    return state.transpose(1, 2).unflatten(2, (height, width))
+
+
+FAMILIES: dict[str, Family] = {
+    "StableDiffusion3Pipeline": Family(rows_may_differ=True),
+    "FluxPipeline": Family(rows_may_differ=True),
+    "FluxKontextPipeline": Family(rows_may_differ=True),
+    "Flux2Pipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map),
+    "Flux2KleinPipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map),
+    "QwenImagePipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
+    "QwenImageEditPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
+    "QwenImageEditPlusPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
+    "WanPipeline": Family(rows_may_differ=True),
+    "WanImageToVideoPipeline": Family(rows_may_differ=True),
+    "SanaPipeline": Family(rows_may_differ=True),
+    "HunyuanVideo15Pipeline": Family(rows_may_differ=True, decodes_alone=True),
+    "LTX2Pipeline": Family(rows_may_differ=True, latents=("latents", "audio_latents")),
+    "StableAudio3Pipeline": Family(rows_may_differ=True),
+    "LongCatAudioDiTPipeline": Family(rows_may_differ=True, audio_seconds="audio_duration_s"),
+    "AceStepPipeline": Family(audio_seconds="audio_duration", lists=("lyrics",)),
+}
+"""By the name of the pipeline's class."""
+
+
+def family_of(pipeline: Any) -> Family:
+    """The entry of a pipeline, or the rule."""
+    entry = FAMILIES.get(type(pipeline).__name__, Family())
+    # Wan 2.2 picks its network by the level, or gives each token a level.
+    by_level = pipeline.config.get("boundary_ratio") is not None or pipeline.config.get("expand_timesteps")
+    return replace(entry, rows_may_differ=False) if by_level else entry

@@ -1,0 +1,143 @@
+"""Opening a pipeline: a folder or a name on the hub, and what a user can get wrong about it."""
+
+import logging
+from difflib import get_close_matches
+from inspect import signature, unwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
+from torch import nn
+
+from thalweg.core.errors import UserError
+from thalweg.models.diffusers.families import family_of
+from thalweg.models.diffusers.model import DiffusersModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NETWORKS = ("transformer", "transformer_2")
+
+
+def open_pipeline(model: DiffusersModel) -> Any:
+    """The stock pipeline, frozen, in evaluation mode, on its device."""
+    folder = Path(model.path)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"model.path='{model.path}': no pipeline there (model_index.json is missing); give the folder "
+            "that `save_pretrained` wrote"
+        )
+    if not folder.exists() and model.path.count("/") != 1:
+        raise UserError(
+            f"model.path='{model.path}': no such folder; give a pipeline's folder, or owner/name on the hub"
+        )
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            model.path,
+            revision=model.revision,
+            dtype=DTYPES[model.precision],
+            local_files_only=folder.exists(),
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        if folder.exists():
+            problem = f"cannot be read ({_first_line(error)}); save it again"
+        else:
+            problem = "no such folder, and the hub has none of that name or cannot be reached; check the name"
+        raise UserError(f"model.path='{model.path}': {problem}") from error
+    _require_device(model.device)
+    return prepare(pipeline, model.device)
+
+
+def prepare(pipeline: Any, device: str = "cpu") -> Any:
+    """Freeze every component, switch dropout off, and silence the progress bar."""
+    if not networks(pipeline):
+        raise UserError(
+            f"model: {type(pipeline).__name__} has no component 'transformer' to train; only flow pipelines "
+            "with one are known"
+        )
+    if not callable(getattr(pipeline, "encode_prompt", None)):
+        raise UserError(
+            f"model: {type(pipeline).__name__} has no `encode_prompt`; such pipelines cannot be trained yet"
+        )
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    # LTX-2 warns of latents in its own layout, at every call.
+    logging.getLogger(type(pipeline).__module__).addFilter(lambda r: "packed" not in r.getMessage())
+    pipeline.to(device)
+    return pipeline
+
+
+def networks(pipeline: Any) -> dict[str, nn.Module]:
+    """The denoising networks: one, or two that share the noise levels."""
+    found = {name: getattr(pipeline, name, None) for name in NETWORKS}
+    return {name: network for name, network in found.items() if isinstance(network, nn.Module)}
+
+
+def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
+    """What every call of the pipeline gets besides states and prompts; refuses what the pipeline lacks."""
+    family = family_of(pipeline)
+    named: dict[str, tuple[str, Any]] = {
+        "model.height": ("height", model.height),
+        "model.width": ("width", model.width),
+        "model.num_frames": ("num_frames", model.num_frames),
+        "model.audio_seconds": (family.audio_seconds, model.audio_seconds),
+        "model.guidance_scale": (family.guidance_scale, model.guidance_scale),
+        "model.max_sequence_length": ("max_sequence_length", model.max_sequence_length),
+    }
+    named = {place: given for place, given in named.items() if given[1] is not None}
+    named |= {f"model.call.{key}": (key, value) for key, value in model.call.items()}
+    known = list(signature(unwrap(type(pipeline).__call__)).parameters)
+    problems = [
+        f"{place}: {type(pipeline).__name__} takes no '{key}'{_close(key, known)}"
+        for place, (key, _) in named.items()
+        if key not in known
+    ]
+    problems += _indivisible(pipeline, "height", model.height) + _indivisible(pipeline, "width", model.width)
+    if problems:
+        raise UserError("\n".join(problems))
+    return {key: read_image(value) if key == "image" else value for key, value in named.values()}
+
+
+def _indivisible(pipeline: Any, side: str, pixels: int | None) -> list[str]:
+    # Wan's `image_processor` prepares images for its image encoder, so the video's comes first.
+    processor = getattr(pipeline, "video_processor", None) or getattr(pipeline, "image_processor", None)
+    factor = 1 if processor is None else processor.config["vae_scale_factor"]
+    if pixels is None or pixels % factor == 0:
+        return []
+    lower = pixels // factor * factor
+    return [
+        f"model.{side}={pixels}: {type(pipeline).__name__} needs multiples of {factor}; "
+        f"give {lower or factor} or {lower + factor}"
+    ]
+
+
+def read_image(value: Any) -> Any:
+    """The image of a file, or the image itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        with Image.open(value) as file:
+            return file.convert("RGB")
+    except OSError as error:
+        raise UserError(f"image '{value}': cannot be read ({error}); give an image file") from None
+
+
+def _require_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        raise UserError(
+            f"model.device='{name}': {_first_line(error)}; give a device of this machine"
+        ) from None
+
+
+def _close(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else "; leave it out"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,340 @@
+"""A stock diffusers pipeline as a policy: one call of it is one guided velocity.
+
+Latents are what the pipeline's scheduler sees (packed into tokens, if the pipeline packs); two parts, such as
+video and sound, are flattened into one row. Shapes: B rows, P prompts, ... the policy's latent axes.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from inspect import unwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from thalweg.core.errors import UserError
+from thalweg.core.values import Condition, Media, Prompt
+from thalweg.models.contract import Passes
+from thalweg.models.diffusers import conditions
+from thalweg.models.diffusers.adapters import add_adapters, save_adapters
+from thalweg.models.diffusers.families import Family, family_of
+from thalweg.models.diffusers.model import DiffusersModel
+from thalweg.models.diffusers.pipelines import arguments, networks, read_image
+from thalweg.models.diffusers.seam import Seam, Stopped
+from thalweg.models.weights import NamedWeights
+
+IMAGE = "image"
+"""The column with the number of a row's condition image; rows of one call share it."""
+REMEMBERED_PROMPTS = 1024
+"""Encoded prompts that stay in memory, of the CPU, while the text encoders could encode them again."""
+
+
+class DiffusersPolicy:
+    """Fulfils `models.contract.Policy`."""
+
+    def __init__(self, pipeline: Any, model: DiffusersModel, family: Family | None = None) -> None:
+        self.pipeline, self.model, self.family = pipeline, model, family or family_of(pipeline)
+        self.device = torch.device(model.device)
+        self.passes = Passes()
+        self.arguments = arguments(pipeline, model)
+        self.networks = networks(pipeline)
+        self._call_pipeline = unwrap(type(pipeline).__call__)
+        self._encoded: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
+        self._images: dict[str | None, Any] = {}
+        """Condition images by path, in the order of their numbers."""
+        self._slots: list[conditions.Slot] = []
+        self._replace_scheduler()
+        with torch.no_grad():
+            self._look_at_the_pipeline()
+        parameters = add_adapters(self.networks, model.lora)
+        self.weights = NamedWeights(parameters)
+        if model.gradient_checkpointing:
+            self._checkpoint_gradients()
+
+    def encode(self, prompts: Sequence[Prompt]) -> Condition:
+        """One row a prompt; each is encoded alone and once.
+
+        A prompt's metadata may hold the path of an `image`, and what else its family asks for.
+        """
+        rows = [self._encode_one(prompt) for prompt in prompts]
+        while len(self._encoded) > REMEMBERED_PROMPTS and not self._encoders_released():
+            self._encoded.popitem(last=False)
+        table = conditions.stack(rows)
+        on_device = {n: t if _is_key(n) else t.to(self.device) for n, t in table.items()}
+        return Condition(on_device)
+
+    def release_encoders(self, prompts: Sequence[Prompt] = ()) -> None:
+        """Encode these prompts and give the memory of the text encoders back; others raise from now on."""
+        for prompt in prompts:
+            self._encode_one(prompt)
+        for name, component in list(self.pipeline.components.items()):
+            if name.startswith(("text_encoder", "tokenizer")) and component is not None:
+                self.pipeline.register_modules(**{name: None})
+
+    def velocity(
+        self, x: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], condition: Condition
+    ) -> Float[Tensor, "B ..."]:
+        """dx/dsigma, guided, in float32: one call of the pipeline for rows that can share one."""
+        self.passes.evaluations += len(x) * self.passes_per_velocity
+        groups = self._rows_together(sigma, condition)
+        if len(groups) == 1:
+            return self.weights.watch(self._velocity(x, sigma, condition))
+        parts = [
+            self._velocity(x[rows.to(x.device)], sigma[rows.to(sigma.device)], condition.index(rows))
+            for rows in groups
+        ]
+        return self.weights.watch(torch.cat(parts)[torch.cat(groups).argsort().to(x.device)])
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"] | Media:
+        """Images, or frames and sound, by the pipeline's own decoder; on the CPU."""
+        size = 1 if self.family.decodes_alone or self.family.one_row else self.model.decode_batch
+        decoded = [self._decode(some) for some in latents.split(size)]
+        return _as_media([torch.cat(parts) for parts in zip(*decoded, strict=True)])
+
+    def save_adapters(self, folder: Path) -> list[Path]:
+        """Write the adapters of the policy as diffusers reads them."""
+        if self.model.lora is None:
+            raise UserError("export: the model was trained whole (model.lora=null), so there are no adapters")
+        folder.mkdir(parents=True, exist_ok=True)
+        return save_adapters(self.networks, folder)
+
+    def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        steps = self._call(x, sigma, condition.tensors)
+        return self.pack([velocity for _, velocity in steps]).float()
+
+    def _decode(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """Run the call without a noise level: from the latents it was given straight to its decoder."""
+        rows = self._some_condition.repeat(len(latents))
+        self.pipeline.scheduler.hold(None)
+        outputs = self._stock(latents.to(self.device), rows.tensors, output_type="pt")
+        return tuple(output.detach().float().cpu() for output in outputs if output is not None)
+
+    def _call(
+        self, x: Tensor | None, sigma: Tensor, rows: Mapping[str, Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(state, velocity) of each part, from one step of the pipeline at x, or at noise of its own."""
+        seam: Seam = self.pipeline.scheduler
+        seam.hold(sigma, 1 if x is None else self._unpack(x)[0].ndim)
+        self._stock(x, rows, output_type="latent")
+        return seam.steps
+
+    def _stock(self, x: Tensor | None, rows: Mapping[str, Tensor], output_type: str) -> Any:
+        """The pipeline's own call, undecorated: gradients flow where they are enabled."""
+        count, image = len(next(iter(rows.values()))), rows.get(IMAGE)
+        given = {} if x is None else self.given(x)
+        if image is not None:
+            given[IMAGE] = list(self._images.values())[int(image[0])]
+        with self._replayed(rows):
+            return self._call_pipeline(
+                self.pipeline,
+                num_inference_steps=1,
+                generator=torch.Generator(self.device).manual_seed(0),
+                output_type=output_type,
+                return_dict=False,
+                # New lists: Z-Image writes into its own.
+                **self.arguments | given | {name: [""] * count for name in ("prompt", *self.family.lists)},
+            )
+
+    def given(self, x: Tensor) -> dict[str, Tensor]:
+        """The arguments that put the pipeline's latents at x."""
+        given = dict(zip(self.family.latents, self._unpack(x), strict=True))
+        if self.family.to_argument is None:
+            return given
+        return {n: self.family.to_argument(p, self.pipeline, self.arguments) for n, p in given.items()}
+
+    @contextmanager
+    def _replayed(self, rows: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the pipeline's `encode_prompt` answers what it once answered for these rows."""
+        trimmed = conditions.trim({name: t for name, t in rows.items() if name != IMAGE})
+        answers = (conditions.join(slot, trimmed) for slot in self._slots)
+        self.pipeline.encode_prompt = lambda *args, **options: next(answers)
+        try:
+            yield
+        finally:
+            del self.pipeline.encode_prompt
+
+    def _encode_one(self, prompt: Prompt) -> dict[str, Tensor]:
+        image = prompt.metadata.get("image")
+        key = (prompt.text, image, *(prompt.metadata.get(name) for name in self.family.lists))
+        if key not in self._encoded:
+            if self._encoders_released():
+                raise UserError(
+                    f"prompt '{prompt.text}': the text encoders were released before it was encoded; name it "
+                    "to `release_encoders`"
+                )
+            named: dict[str, Tensor] = {}
+            if self._image_of(prompt) is not None:
+                named[IMAGE] = torch.tensor(list(self._images).index(image))
+            for slot, answer in zip(self._slots, self._answers([prompt]), strict=True):
+                named |= conditions.cut(slot, answer)
+            self._encoded[key] = {name: tensor.cpu() for name, tensor in named.items()}
+        return self._encoded[key]
+
+    def _image_of(self, prompt: Prompt) -> Any:
+        """The condition image of the prompt, or that of all; None without one."""
+        path = prompt.metadata.get("image")
+        if path is None and IMAGE not in self.arguments:
+            return None
+        if path not in self._images:
+            self._images[path] = self.arguments[IMAGE] if path is None else read_image(path)
+        return self._images[path]
+
+    @torch.no_grad()
+    def _answers(self, prompts: Sequence[Prompt]) -> list[Any]:
+        """What each call of `encode_prompt` returns on the way to the network."""
+        given: dict[str, Any] = {}
+        if (image := self._image_of(prompts[0])) is not None:
+            given[IMAGE] = image
+        for name in self.family.lists:
+            given[name] = [p.metadata.get(name, self.arguments.get(name, "")) for p in prompts]
+        answers: list[Any] = []
+        original = self.pipeline.encode_prompt
+
+        def listen(*args: Any, **options: Any) -> Any:
+            answers.append(original(*args, **options))
+            return answers[-1]
+
+        self.pipeline.scheduler.hold(None)
+        self.pipeline.scheduler.stop_before_network = True
+        self.pipeline.encode_prompt = listen
+        try:
+            with suppress(Stopped):
+                self._call_pipeline(
+                    self.pipeline,
+                    prompt=[prompt.text for prompt in prompts],
+                    num_inference_steps=1,
+                    generator=torch.Generator(self.device).manual_seed(0),
+                    **self.arguments | given,
+                )
+        finally:
+            del self.pipeline.encode_prompt
+        return answers
+
+    def _encoders_released(self) -> bool:
+        encoders = [c for n, c in self.pipeline.components.items() if n.startswith("text_encoder")]
+        return not any(encoder is not None for encoder in encoders)
+
+    def _replace_scheduler(self) -> None:
+        scheduler = getattr(self.pipeline, "scheduler", None)
+        if scheduler is None or "num_train_timesteps" not in scheduler.config:
+            raise UserError(
+                f"model: the scheduler of {type(self.pipeline).__name__} cannot be replaced; only pipelines "
+                "with one flow scheduler can be trained"
+            )
+        if scheduler.config.get("prediction_type", "flow_prediction") != "flow_prediction" and not (
+            scheduler.config.get("use_flow_sigmas", False)
+        ):
+            raise UserError(
+                f"model: {type(self.pipeline).__name__} predicts "
+                f"'{scheduler.config['prediction_type']}'; only flow pipelines, which predict a velocity, "
+                "can be trained"
+            )
+        self.pipeline.scheduler = Seam.from_config(scheduler.config)
+
+    def _look_at_the_pipeline(self) -> None:
+        """Learn the shape and dtype of states, the slots of conditions and the passes of a velocity."""
+        try:
+            one = self._answers([Prompt("a")])
+            two = one if self.family.one_row else self._answers([Prompt("a")] * 2)
+            if not one:
+                raise UserError(
+                    f"model: {type(self.pipeline).__name__} encodes its prompts after it asks for noise "
+                    "levels, or not in `encode_prompt`; such pipelines cannot be trained yet"
+                )
+            self._slots = [
+                conditions.describe(a, b, str(i)) for i, (a, b) in enumerate(zip(one, two, strict=True))
+            ]
+            self._some_condition = self.encode([Prompt("a")])
+            with counted_rows(self.networks) as counted:
+                stock = self._call(None, torch.ones(1), self._some_condition.tensors)
+        except ValueError as error:  # what the pipeline refuses in its own words
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"model: {type(self.pipeline).__name__} refuses the settings: {error}") from error
+        self.passes_per_velocity = sum(counted)
+        self._parts = [tuple(state.shape[1:]) for state, _ in stock]
+        if len(self._parts) != len(self.family.latents):
+            raise UserError(
+                f"model: {type(self.pipeline).__name__} has {len(self._parts)} latents and "
+                f"{len(self.family.latents)} are known; it needs an entry in models/diffusers/families.py"
+            )
+        single = len(self._parts) == 1
+        self.latent_shape: tuple[int, ...] = (
+            self._parts[0] if single else (sum(math.prod(part) for part in self._parts),)
+        )
+        x = torch.linspace(-1, 1, math.prod(self.latent_shape), device=self.device).view(
+            1, *self.latent_shape
+        )
+        seen = self._call(x, torch.ones(1), self._some_condition.tensors)
+        self.latent_dtype = seen[0][0].dtype
+        if not torch.equal(self.pack([state for state, _ in seen]).float(), x.to(self.latent_dtype).float()):
+            raise UserError(
+                f"model: {type(self.pipeline).__name__} changes the latents it is given; it needs an entry "
+                "in models/diffusers/families.py"
+            )
+
+    def _checkpoint_gradients(self) -> None:
+        for name, network in self.networks.items():
+            if not getattr(network, "_supports_gradient_checkpointing", False):
+                raise UserError(
+                    f"model.gradient_checkpointing: {type(network).__name__} ({name}) does not support it; "
+                    "leave it out"
+                )
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def _rows_together(self, sigma: Tensor, condition: Condition) -> list[Int64[Tensor, " n"]]:
+        """Rows that one call can take: of equal lengths, and at one level where the pipeline needs it."""
+        if self.family.one_row:
+            return list(torch.arange(len(sigma)).split(1))
+        keys = [t for n, t in condition.tensors.items() if _is_key(n)]
+        columns = [*keys, *([] if self.family.rows_may_differ else [sigma.cpu()])]
+        groups: dict[tuple[float, ...], list[int]] = {}
+        for row, key in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            groups.setdefault(key, []).append(row)
+        return [torch.tensor(rows) for rows in groups.values()] or [torch.arange(len(sigma))]
+
+    def pack(self, parts: Sequence[Tensor]) -> Tensor:
+        """The policy's latents from the pipeline's."""
+        return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
+
+    def _unpack(self, x: Tensor) -> list[Tensor]:
+        if len(self._parts) == 1:
+            return [x]
+        sizes = [math.prod(part) for part in self._parts]
+        return [flat.unflatten(1, part) for flat, part in zip(x.split(sizes, 1), self._parts, strict=True)]
+
+
+@contextmanager
+def counted_rows(networks: Mapping[str, nn.Module]) -> Iterator[list[int]]:
+    """Inside, how many rows each pass of the networks has."""
+    counted: list[int] = []
+
+    def count(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        counted.append(len(next(iter([*args, *options.values()]))))
+
+    hooks = [n.register_forward_pre_hook(count, with_kwargs=True) for n in networks.values()]
+    try:
+        yield counted
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_key(name: str) -> bool:
+    """A column that says which rows can share a call."""
+    return name.endswith(conditions.LENGTH) or name == IMAGE
+
+
+def _as_media(outputs: Sequence[Tensor]) -> Tensor | Media:
+    """A pipeline returns images (B, 3, H, W), frames (B, F, 3, H, W), or waves (B, channels, T)."""
+    by_axes = {output.ndim: output for output in outputs}
+    if set(by_axes) == {4}:
+        return by_axes[4].clamp(0, 1)
+    audio = by_axes.get(3, by_axes[2][:, None] if 2 in by_axes else None)
+    frames = by_axes.get(5)
+    return Media(None if frames is None else frames.clamp(0, 1), audio)

@@ -1,0 +1,96 @@
+"""The seam: a scheduler that makes one call of a stock pipeline evaluate the guided velocity at given states.
+
+A flow pipeline asks its scheduler for noise levels, calls its network at each and hands the result,
+dx/dsigma = noise - data, to `step`. This one holds a single level, or none at all, and writes down what
+reaches `step`; everything between (packing, positions, masks, guidance, direction of time) stays the
+pipeline's. Shapes: B rows, ... latent axes of the pipeline.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteSchedulerOutput,
+)
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Rows(Tensor):
+    """A number for each row where a pipeline expects one for all: `expand` to whole batches tiles.
+
+    A batch that guidance doubles is (negative, positive) or the reverse, each in the order of the rows.
+    """
+
+    def expand(self, *sizes: Any) -> Tensor:  # type: ignore[override]
+        plain = self.as_subclass(Tensor)
+        count = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
+        if self.ndim == 1 and count is not None and count % len(self) == 0:
+            return plain.repeat(count // len(self))
+        return plain.expand(*sizes)
+
+    def __float__(self) -> float:
+        """The first row's: pipelines tell it to caches, which must be off in training."""
+        return float(self.as_subclass(Tensor).flatten()[0])
+
+
+class Seam(FlowMatchEulerDiscreteScheduler):
+    """Stands in the place of the pipeline's scheduler."""
+
+    init_noise_sigma = 1.0
+    steps: list[tuple[Tensor, Tensor]]
+    """(state, velocity) of every `step` of the call; two where a pipeline has two latents."""
+    stop_before_network: bool
+    """Raise `Stopped` once the noise levels are asked for: conditions are encoded by then."""
+
+    def hold(self, sigma: Float[Tensor, " B"] | None, state_axes: int = 1) -> None:
+        """Serve this level next, or none: a call without a network pass. Forgets what was written down.
+
+        On the CPU, where comparing levels waits for nothing; `set_timesteps` moves them.
+        """
+        self.steps, self.stop_before_network = [], False
+        sigma = None if sigma is None else sigma.float().cpu()
+        scale = float(self.config["num_train_timesteps"])
+        if sigma is None:
+            self._held = torch.zeros(1), torch.zeros(0)
+        elif bool((sigma == sigma[0]).all()):
+            one = sigma[:1]
+            self._held = torch.cat([one, torch.zeros_like(one)]), one * scale
+        else:
+            rows = sigma.view(1, -1, *[1] * (state_axes - 1))
+            both = torch.cat([rows, torch.zeros_like(rows)])
+            self._held = both.as_subclass(Rows), (sigma * scale)[None].as_subclass(Rows)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Pipelines look for these names in the signature; the schedule itself is held."""
+        if self.stop_before_network:
+            raise Stopped
+        self.sigmas, self.timesteps = (held.to(device) for held in self._held)
+        self.num_inference_steps = len(self.timesteps)
+
+    def scale_model_input(self, sample: Tensor, *args: Any) -> Tensor:
+        return sample
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
+        """Write down, and leave the state where it is."""
+        self.steps.append((sample, model_output.as_subclass(Tensor)))
+        if options.get("return_dict", True):
+            return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=sample)  # type: ignore[arg-type]
+        return (sample,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Seam":
+        """LTX-2 copies its scheduler for the sound; both write into one list."""
+        return copy.copy(self)
+
+
+class Stopped(Exception):
+    """Ends a call that was made for its conditions alone."""

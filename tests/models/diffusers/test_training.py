@@ -1,0 +1,121 @@
+"""Whole runs over real families, from a saved folder."""
+
+import pytest
+import torch
+from PIL import Image
+
+from cli.command import thalweg
+from thalweg.core.errors import UserError
+from thalweg.training.loop import train
+from thalweg.training.recipe import load_recipe
+from training.small_runs import metrics_of
+
+__all__ = ["thalweg"]
+
+CHEAP = {
+    "iterations": 1,
+    "data.prompts_per_iteration": 2,
+    "rollout.group_size": 4,
+    "rollout.steps": 3,
+    "evaluation.num_prompts": 2,
+    "evaluation.diversity_prompts": 1,
+    "evaluation.diversity_group": 2,
+    "evaluation.steps": 2,
+}
+
+
+@pytest.fixture
+def settings_of(tiny_folder, tmp_path):
+    """Overrides that put a tiny family in the place of a recipe's model."""
+
+    def make(name):
+        from models.diffusers.stock import model_of
+
+        prompts = tmp_path / "prompts.txt"
+        prompts.write_text("a red square\ntwo blue circles\na green line\n")
+        model = model_of(name).model_dump(mode="json", exclude={"path"})
+        overrides = {"model": str(tiny_folder(name))}
+        overrides |= {f"model.{key}": value for key, value in model.items() if value is not None}
+        return overrides | {"data.prompts": str(prompts), "evaluation.prompts": str(prompts)} | CHEAP
+
+    return make
+
+
+@pytest.mark.parametrize("recipe", ["flow-grpo", "diffusion-nft"])
+@pytest.mark.parametrize(
+    ("name", "reward"),
+    [
+        ("sd3", "brightness"),
+        ("flux", "jpeg_size"),
+        ("qwen_image", "brightness"),
+        ("wan", "brightness"),
+        ("stable_audio", "loudness"),
+        ("ltx2", "loudness"),
+        *(
+            pytest.param(name, reward, marks=pytest.mark.slow)
+            for name, reward in (
+                ("sana", "jpeg_size"),
+                ("z_image", "brightness"),
+                ("flux2", "brightness"),
+                ("flux2_klein", "brightness"),
+                ("chroma", "brightness"),
+                ("wan_two_networks", "brightness"),
+                ("longcat_audio", "loudness"),
+                ("ace_step", "loudness"),
+            )
+        ),
+    ],
+)
+def test_an_iteration_moves_the_adapters(recipe, name, reward, settings_of, tmp_path):
+    settings = settings_of(name) | {"rewards": [reward]}
+    if name.endswith(("audio", "step")):
+        settings["evaluation.diversity_prompts"] = 0
+    loaded = load_recipe(recipe, settings)
+    run = train(loaded, tmp_path / "run")
+    line = next(m for m in metrics_of(run) if m["event"] == "train")
+    assert line["grad_norm"] > 0
+    assert line["ratio_deviation"] < 1e-5  # of a stored step, computed again with gradients
+    assert torch.isfinite(torch.tensor(line["reward"]))
+
+
+def test_a_stored_run_draws_videos_and_goes_on(settings_of, tmp_path, thalweg):
+    overrides = settings_of("wan") | {"rewards": ["brightness"]}
+    run = train(load_recipe("flow-grpo", overrides), tmp_path / "run")
+    outcome = thalweg("sample", run.path, "a red square", "--count", 1, "--out", tmp_path / "videos")
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "videos" / "0000.gif") as video:
+        assert video.size == (32, 32) and getattr(video, "n_frames", 1) > 1
+    outcome = thalweg("export", run.path, "--out", tmp_path / "adapter")
+    assert outcome.out.split() == [str(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")]
+    outcome = thalweg("resume", run.path, "iterations=2")
+    assert outcome.code == 0, outcome.err
+    assert [m["iteration"] for m in metrics_of(run) if m["event"] == "train"] == [1, 2]
+
+
+def test_adapters_of_another_network_are_refused(settings_of, tmp_path):
+    run = train(load_recipe("flow-grpo", settings_of("sd3") | {"rewards": ["brightness"]}), tmp_path / "run")
+    other = settings_of("flux") | {"rewards": ["brightness"], "init": str(run.path)}
+    with pytest.raises(UserError, match="holds other parameters than this model"):
+        train(load_recipe("flow-grpo", other), tmp_path / "other")
+
+
+def test_rewards_that_the_model_cannot_be_judged_by_are_refused(settings_of, tmp_path):
+    for name, reward, words in (
+        ("stable_audio", "brightness", "judges images, and the model makes sound"),
+        ("sd3", "loudness", "judges sound, and the model makes none"),
+    ):
+        loaded = load_recipe("flow-grpo", settings_of(name) | {"rewards": [reward]})
+        with pytest.raises(UserError, match=words):
+            train(loaded, tmp_path / name / "run")
+
+
+def test_what_a_real_model_lacks_is_listed_at_once():
+    with pytest.raises(UserError) as raised:
+        load_recipe("mix-grpo", ["model=somewhere"])
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "mix-grpo: 3 problems"
+    assert [line.split("=")[0].split(":")[0].strip() for line in lines[1:]] == [
+        "data.prompts",
+        "evaluation.prompts",
+        "rewards",
+    ]
