@@ -9,6 +9,7 @@ from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
 from thalweg.models.miniature.policy import LoRA
 from thalweg.objectives import Forward
+from thalweg.objectives.contract import keeps_mean
 from thalweg.rollout import Root, grow
 from thalweg.training.backward import backward
 from thalweg.training.recipe import load_recipe, recipe_names
@@ -32,7 +33,7 @@ def collected(recipe, policy, prompts):
     add_named(policy.weights, recipe.weights)
     per_prompt = recipe.rollout.num_roots
     roots = [Root(s, g, s * per_prompt + g, s) for s in (0, 1) for g in range(per_prompt)]
-    keep_mean = recipe.objective.keeps_mean
+    keep_mean = keeps_mean(recipe.objective)
     forest = grow(policy, prompts[:2], roots, recipe.rollout, seed=0, iteration=0, keep_mean=keep_mean)
     rewards = torch.randn(len(forest.leaves), generator=torch.Generator().manual_seed(0))
     advantages = recipe.credit.assign(forest, Scores({"r": rewards}), {"r": 1.0}, Processes())

@@ -76,10 +76,6 @@ class Balance(Part):
     def anchors(self) -> tuple[str, ...]:
         return ()
 
-    @property
-    def keeps_mean(self) -> bool:
-        return False
-
     def experience(self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int) -> Transitions:
         return transitions(forest, advantages)
 

@@ -40,10 +40,6 @@ class ChunkRatio(Part):
     def anchors(self) -> tuple[str, ...]:
         return ()
 
-    @property
-    def keeps_mean(self) -> bool:
-        return False
-
     def clip_of(self, num_elements: int) -> float:
         """c, whatever the size of the latents."""
         return self.clip_range

@@ -37,11 +37,6 @@ class ObjectiveContract(Protocol):
         """Named weights whose velocity is needed at the same points, without gradient."""
         ...
 
-    @property
-    def keeps_mean(self) -> bool:
-        """Whether the rollout must keep the means of trained steps."""
-        ...
-
     def experience(
         self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int
     ) -> Transitions | Samples:
@@ -68,3 +63,18 @@ class ObjectiveContract(Protocol):
         Rows of the units `pair` and `group` come without latents, and from all processes.
         """
         ...
+
+
+@runtime_checkable
+class ReadsMeans(Protocol):
+    """An objective that may compare with the means of the rollout's steps."""
+
+    @property
+    def keeps_mean(self) -> bool:
+        """Whether the rollout must keep them."""
+        ...
+
+
+def keeps_mean(objective: ObjectiveContract) -> bool:
+    """Whether the rollout must keep the means of trained steps for this objective."""
+    return isinstance(objective, ReadsMeans) and objective.keeps_mean

@@ -93,10 +93,6 @@ class Forward(Part):
         """Without those of weight 0, which spares their passes."""
         return tuple(pull for pull in self.pulls if pull.weight > 0 or pull.advantage_weight != 0)
 
-    @property
-    def keeps_mean(self) -> bool:
-        return False
-
     def experience(self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int) -> Samples:
         return samples(
             forest,

@@ -7,6 +7,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.models import Policy
+from thalweg.objectives.contract import keeps_mean
 from thalweg.training.recipe import Recipe
 from thalweg.training.units import WIDE
 
@@ -77,7 +78,7 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (1 + anchors)
     if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
         others += rows * (1 + anchors)
-    of_edge = 3 if recipe.objective.keeps_mean else 2
+    of_edge = 3 if keeps_mean(recipe.objective) else 2
     states = of_edge * trained if levels is None else round(2 * samples * of_sample)
     size = math.prod(policy.latent_shape) * torch.float32.itemsize
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
