@@ -16,14 +16,16 @@ SMALL = [
 
 
 def result(recipe, seed, final):
-    return Result(recipe, seed, 10, 0.5, final, 0.9, 0.8, 1.0, 100, 40, 60.0, 70.0, 500.0, 1, "a processor")
+    return Result(
+        recipe, seed, 10, 0.5, final, 0.9, 0.8, 1.0, 100, 40, 60.0, 70.0, 500.0, 1, "a processor", "faster"
+    )
 
 
 def test_a_row_of_the_table_has_the_mean_and_the_sample_deviation_over_seeds():
     rows = table([result("a", 0, 0.6), result("a", 1, 0.8), result("b", 0, 0.7)]).splitlines()
     assert len(rows) == 4
     assert rows[2].startswith("| a | 0, 1 | 0.500 ± 0.000 | 0.700 ± 0.141 |")  # sqrt(2 · .1² / 1)
-    assert rows[3].startswith("| b | 0 | 0.500 | 0.700 |")
+    assert rows[3].startswith("| b | 0 | 0.500 | 0.700 |") and rows[3].endswith("| faster |")
 
 
 def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(tmp_path):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from thalweg.core.errors import UserError
+from thalweg.core.names import nearest
 
 app = typer.Typer(
     name="thalweg",
@@ -141,17 +142,27 @@ def report(
 
 @app.command(epilog="Example: thalweg bench flow-grpo diffusion-nft --cpu-seconds 240 --out bench")
 def bench(
-    recipes: Annotated[list[str], typer.Argument(help="Recipes, and key=value changes to all of them.")],
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Recipes, and key=value changes to all of them.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Recipes that are compared: main, trajectory, forward.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
     cpu_seconds: Annotated[float, typer.Option(min=1, help="Processor time of each run.")] = 240,
     out: Annotated[Path, typer.Option(help="Folder for the runs and the table.")] = Path("bench"),
 ) -> None:
     """Train recipes under one budget and write a table; goes on where it was interrupted."""
+    from thalweg.training.bench import SUITES, table
     from thalweg.training.bench import bench as run_bench
-    from thalweg.training.bench import table
 
-    names = [text for text in recipes if "=" not in text]
-    changes = [text for text in recipes if "=" in text]
+    names = [text for text in recipes or () if "=" not in text]
+    changes = [text for text in recipes or () if "=" in text]
+    if suite is not None and suite not in SUITES:
+        raise UserError(f"--suite {suite}: no such suite{nearest(suite, SUITES)}")
+    names += [name for name in SUITES.get(suite or "", ()) if name not in names]
+    if not names:
+        raise UserError(f"bench: name recipes, or a suite with --suite ({', '.join(SUITES)})")
     if not all(seed.strip().isdigit() for seed in seeds.split(",")):
         raise UserError(f"--seeds {seeds}: whole numbers with commas, such as 0,1,2")
     numbers = [int(seed) for seed in seeds.split(",")]

@@ -88,7 +88,11 @@ def connect() -> Processes:
     if not dist.is_available():
         raise UserError(f"WORLD_SIZE={count}: this torch has no torch.distributed; install one that has")
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group("cpu:gloo,cuda:nccl")  # columns go by one, gradients by the other
+        else:
+            dist.init_process_group("gloo")
     return Processes(dist.get_rank(), dist.get_world_size())
 
 

@@ -6,7 +6,7 @@ interrupted goes on.
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,50 @@ from thalweg.training.loop import resume, train
 from thalweg.training.recipe import Recipe, load_recipe
 from thalweg.training.saved import SavedRun, load_run
 
+SUITES: Mapping[str, tuple[str, ...]] = {
+    "main": ("flow-grpo", "dance-grpo", "mix-grpo", "tempflow-grpo", "gcpo", "diffusion-nft"),
+    "trajectory": (
+        "flow-grpo",
+        "flow-grpo-fast",
+        "dance-grpo",
+        "mix-grpo",
+        "mix-grpo-flash",
+        "tempflow-grpo",
+        "grpo-guard",
+        "flow-cps",
+        "precise",
+        "gcpo",
+        "flash-grpo",
+        "op-grpo",
+        "tree-grpo",
+        "branch-grpo",
+        "dynamic-tree-rpo",
+        "e2po",
+        "euphonium",
+        "dense-grpo",
+        "step-grpo",
+        "otca",
+        "sol-rl",
+        "flow-dppo",
+        "rollout-correction",
+    ),
+    "forward": (
+        "diffusion-nft",
+        "awm",
+        "advantage-flow",
+        "v-grpo",
+        "elbo-epg",
+        "elbo-pepg",
+        "ram",
+        "crd",
+        "dgpo",
+        "online-dpo",
+        "diffusion-apo",
+        "tmpo",
+        "flow-grpo",
+    ),
+}
+"""Recipes that are compared with each other."""
 UNBOUNDED = 1_000_000
 """Iterations that no budget reaches."""
 
@@ -44,6 +88,7 @@ class Result:
     peak_mb: float
     processes: int
     hardware: str
+    claim: str
 
 
 def bench(
@@ -95,8 +140,8 @@ def table(results: Sequence[Result]) -> str:
         ("peak MB", "peak_mb", lambda v: f"{v:.0f}"),
     ]
     lines = [
-        "| recipe | seeds | " + " | ".join(title for title, _, _ in columns) + " |",
-        "|---" * (len(columns) + 2) + "|",
+        "| recipe | seeds | " + " | ".join(title for title, _, _ in columns) + " | published claim |",
+        "|---" * (len(columns) + 3) + "|",
     ]
     for name in dict.fromkeys(r.recipe for r in results):
         rows = [asdict(r) for r in results if r.recipe == name]
@@ -105,9 +150,8 @@ def table(results: Sequence[Result]) -> str:
             values = [float(row[key]) for row in rows]
             spread = f" ± {shown(statistics.stdev(values))}" if len(values) > 1 else ""
             cells.append(shown(statistics.mean(values)) + spread)
-        lines.append(
-            f"| {name} | {', '.join(str(row['seed']) for row in rows)} | " + " | ".join(cells) + " |"
-        )
+        seeds = ", ".join(str(row["seed"]) for row in rows)
+        lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + f" | {rows[0]['claim']} |")
     return "\n".join(lines) + "\n"
 
 
@@ -136,6 +180,7 @@ def _result(run: SavedRun) -> Result:
     measure = "accuracy" if "accuracy" in evals[0] else "reward"
     return Result(
         recipe=run.recipe.name,
+        claim=run.recipe.claim,
         seed=run.recipe.seed,
         hardware=json.loads((run.path / "run.json").read_text(encoding="utf-8"))["hardware"]["processor"],
         processes=trains[-1]["processes"],

@@ -58,6 +58,8 @@ class Recipe(Part):
     """The method, in a line."""
     paper: str
     """Where it was published."""
+    claim: str = ""
+    """What the publication measured against another method, in its own setting."""
     iterations: NonNegativeInt
     """Rounds of collecting and learning."""
     seed: int = Field(default=0, ge=0, lt=2**63)
