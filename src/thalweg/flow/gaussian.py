@@ -16,7 +16,6 @@ d latent elements.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -111,22 +110,6 @@ class Transition:
 
     def _over_latents(self, value: Tensor) -> Tensor:
         return value if value.ndim == self.x.ndim else over_latents(value, self.x)
-
-
-def transition(
-    coefficients: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-    x: Float[Tensor, "B ..."],
-    velocity: Float[Tensor, "B ..."],
-    sigma: PerSample,
-    sigma_next: PerSample,
-    noise_factor: PerSample,
-) -> Transition:
-    """The step of the kernel whose (k, s) at (σ, σ') these coefficients are.
-
-    Its noise level is multiplied by the factor: trees whose noise grows with depth give each sample its own.
-    """
-    sigma, sigma_next, noise_factor = (per_sample(value, x) for value in (sigma, sigma_next, noise_factor))
-    return Transition(x, velocity, sigma, sigma_next, *coefficients(sigma, sigma_next, noise_factor))
 
 
 def _reduce(elements: Tensor, reduction: Reduction) -> Tensor:

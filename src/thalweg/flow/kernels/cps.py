@@ -16,12 +16,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from thalweg.core.part import Part
-from thalweg.flow import gaussian
-from thalweg.flow.broadcast import PerSample
+from thalweg.flow.kernels.coefficients import Coefficients
 
 
-class CPS(Part):
+class CPS(Coefficients):
     """A fixed share of the noise replaced at every step; x' is exactly as noisy as σ' says."""
 
     kind: Literal["cps"] = "cps"
@@ -34,14 +32,3 @@ class CPS(Part):
         """(k, s)."""
         angle = (self.noise_level * noise_factor).clamp(max=1) * (math.pi / 2)
         return sigma_next * angle.cos(), sigma_next * angle.sin()
-
-    def transition(
-        self,
-        x: Float[Tensor, "B ..."],
-        prediction: Float[Tensor, "B ..."],
-        sigma: PerSample,
-        sigma_next: PerSample,
-        noise_factor: PerSample = 1.0,
-    ) -> gaussian.Transition:
-        """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

@@ -15,12 +15,10 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from thalweg.core.part import Part
-from thalweg.flow import gaussian
-from thalweg.flow.broadcast import PerSample
+from thalweg.flow.kernels.coefficients import Coefficients
 
 
-class DancePrecise(Part):
+class DancePrecise(Coefficients):
     """Dance-SDE without its excess noise."""
 
     kind: Literal["dance_precise"] = "dance_precise"
@@ -35,14 +33,3 @@ class DancePrecise(Part):
         # Held away from 0, so that η = 0 gives ρ = 1 at σ' = 0 too.
         log_rho = -half_square * (1 - sigma_next / sigma) / sigma_next.clamp(min=1e-30)
         return sigma_next * log_rho.exp(), sigma_next * (-torch.expm1(2 * log_rho)).sqrt()
-
-    def transition(
-        self,
-        x: Float[Tensor, "B ..."],
-        prediction: Float[Tensor, "B ..."],
-        sigma: PerSample,
-        sigma_next: PerSample,
-        noise_factor: PerSample = 1.0,
-    ) -> gaussian.Transition:
-        """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

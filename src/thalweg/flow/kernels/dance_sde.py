@@ -11,12 +11,10 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from thalweg.core.part import Part
-from thalweg.flow import gaussian
-from thalweg.flow.broadcast import PerSample
+from thalweg.flow.kernels.coefficients import Coefficients
 
 
-class DanceSDE(Part):
+class DanceSDE(Coefficients):
     """The same noise per unit of σ everywhere, down to the data."""
 
     kind: Literal["dance_sde"] = "dance_sde"
@@ -29,14 +27,3 @@ class DanceSDE(Part):
         """(k, s)."""
         variance = (self.noise_level * noise_factor) ** 2 * (sigma - sigma_next)
         return sigma_next - variance / (2 * sigma), variance.sqrt()
-
-    def transition(
-        self,
-        x: Float[Tensor, "B ..."],
-        prediction: Float[Tensor, "B ..."],
-        sigma: PerSample,
-        sigma_next: PerSample,
-        noise_factor: PerSample = 1.0,
-    ) -> gaussian.Transition:
-        """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

@@ -15,12 +15,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from thalweg.core.part import Part
-from thalweg.flow import gaussian
-from thalweg.flow.broadcast import PerSample
+from thalweg.flow.kernels.coefficients import Coefficients
 
 
-class DDIM(Part):
+class DDIM(Coefficients):
     """The sampler of variance-preserving models such as Stable Diffusion 1.5, after DanceGRPO and DDPO."""
 
     kind: Literal["ddim"] = "ddim"
@@ -36,14 +34,3 @@ class DDIM(Part):
         # Not 1 - η² r: near η = 1 and q = 1 that is a rounding error.
         kept = 1 - share + share * (1 - q) ** 2
         return sigma_next * kept.sqrt(), sigma_next * (share * q * (2 - q)).sqrt()
-
-    def transition(
-        self,
-        x: Float[Tensor, "B ..."],
-        prediction: Float[Tensor, "B ..."],
-        sigma: PerSample,
-        sigma_next: PerSample,
-        noise_factor: PerSample = 1.0,
-    ) -> gaussian.Transition:
-        """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

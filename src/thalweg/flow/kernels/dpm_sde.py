@@ -14,12 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.part import Part
-from thalweg.flow import gaussian
-from thalweg.flow.broadcast import PerSample
+from thalweg.flow.kernels.coefficients import Coefficients
 
 
-class DPMSolverSDE(Part):
+class DPMSolverSDE(Coefficients):
     """Precise at a² = 2; it has no noise level of its own."""
 
     kind: Literal["dpm_sde"] = "dpm_sde"
@@ -32,14 +30,3 @@ class DPMSolverSDE(Part):
         # Not f² log1p(-q): it has to be 0 for f = 0 where q = 1.
         log_rho = torch.special.xlog1py(noise_factor**2, -q.clamp(max=1))
         return sigma_next * log_rho.exp(), sigma_next * (-torch.expm1(2 * log_rho)).sqrt()
-
-    def transition(
-        self,
-        x: Float[Tensor, "B ..."],
-        prediction: Float[Tensor, "B ..."],
-        sigma: PerSample,
-        sigma_next: PerSample,
-        noise_factor: PerSample = 1.0,
-    ) -> gaussian.Transition:
-        """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

@@ -13,12 +13,10 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from thalweg.core.part import Part
-from thalweg.flow import gaussian
-from thalweg.flow.broadcast import PerSample
+from thalweg.flow.kernels.coefficients import Coefficients
 
 
-class FlowSDE(Part):
+class FlowSDE(Coefficients):
     """Noise that grows with σ; leaves more of it in x' than σ' says."""
 
     kind: Literal["flow_sde"] = "flow_sde"
@@ -38,14 +36,3 @@ class FlowSDE(Part):
             finite = sigma.clamp(max=self.sigma_max)
         variance = (self.noise_level * noise_factor) ** 2 * sigma / (1 - finite) * (sigma - sigma_next)
         return sigma_next - variance / (2 * sigma), variance.sqrt()
-
-    def transition(
-        self,
-        x: Float[Tensor, "B ..."],
-        prediction: Float[Tensor, "B ..."],
-        sigma: PerSample,
-        sigma_next: PerSample,
-        noise_factor: PerSample = 1.0,
-    ) -> gaussian.Transition:
-        """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

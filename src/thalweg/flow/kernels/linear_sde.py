@@ -13,12 +13,10 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from thalweg.core.part import Part
-from thalweg.flow import gaussian
-from thalweg.flow.broadcast import PerSample
+from thalweg.flow.kernels.coefficients import Coefficients
 
 
-class LinearSDE(Part):
+class LinearSDE(Coefficients):
     """Noise in proportion to σ: most at the start, none at the data."""
 
     kind: Literal["linear_sde"] = "linear_sde"
@@ -34,14 +32,3 @@ class LinearSDE(Part):
         g = noise_factor * (self.noise_min + (self.noise_max - self.noise_min) * sigma)
         variance = g**2 * (sigma - sigma_next)
         return sigma_next - variance / (2 * sigma), variance.sqrt()
-
-    def transition(
-        self,
-        x: Float[Tensor, "B ..."],
-        prediction: Float[Tensor, "B ..."],
-        sigma: PerSample,
-        sigma_next: PerSample,
-        noise_factor: PerSample = 1.0,
-    ) -> gaussian.Transition:
-        """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

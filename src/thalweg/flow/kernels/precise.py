@@ -17,12 +17,10 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from thalweg.core.part import Part
-from thalweg.flow import gaussian
-from thalweg.flow.broadcast import PerSample
+from thalweg.flow.kernels.coefficients import Coefficients
 
 
-class Precise(Part):
+class Precise(Coefficients):
     """Flow-SDE without its excess noise."""
 
     kind: Literal["precise"] = "precise"
@@ -45,14 +43,3 @@ class Precise(Part):
             log_above = (sigma.clamp(min=bound) / sigma_next.clamp(min=bound)).log()
             log_rho = log_rho - half_square * log_above / (1 - bound)
         return sigma_next * log_rho.exp(), sigma_next * (-torch.expm1(2 * log_rho)).sqrt()
-
-    def transition(
-        self,
-        x: Float[Tensor, "B ..."],
-        prediction: Float[Tensor, "B ..."],
-        sigma: PerSample,
-        sigma_next: PerSample,
-        noise_factor: PerSample = 1.0,
-    ) -> gaussian.Transition:
-        """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)

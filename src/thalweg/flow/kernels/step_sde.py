@@ -14,14 +14,12 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, field_validator
 from torch import Tensor
 
-from thalweg.core.part import Part
-from thalweg.flow import gaussian
-from thalweg.flow.broadcast import PerSample
+from thalweg.flow.kernels.coefficients import Coefficients
 
 Sigma = Annotated[float, Field(ge=0, le=1)]
 
 
-class StepSDE(Part):
+class StepSDE(Coefficients):
     """As much noise at each level as a table says."""
 
     kind: Literal["step_sde"] = "step_sde"
@@ -53,14 +51,3 @@ class StepSDE(Part):
         g = noise_factor * self.noise_at(sigma)
         variance = g**2 * (sigma - sigma_next)
         return sigma_next - variance / (2 * sigma), variance.sqrt()
-
-    def transition(
-        self,
-        x: Float[Tensor, "B ..."],
-        prediction: Float[Tensor, "B ..."],
-        sigma: PerSample,
-        sigma_next: PerSample,
-        noise_factor: PerSample = 1.0,
-    ) -> gaussian.Transition:
-        """p(x' | x) where the network predicts this velocity."""
-        return gaussian.transition(self.coefficients, x, prediction, sigma, sigma_next, noise_factor)
