@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from thalweg.core.errors import UserError
 from thalweg.training.loop import resume, train
-from thalweg.training.recipe import load_recipe
+from thalweg.training.recipe import load_recipe, recipe_names
 from thalweg.training.saved import load_run
 from training.several_processes import on_processes
 from training.small_runs import CHEAP, metrics_of, reproducible, saved_tensors, small, trains
@@ -21,21 +21,8 @@ from training.small_runs import CHEAP, metrics_of, reproducible, saved_tensors, 
 # Where the process that writes stands; everything else must not depend on how many there are.
 OF_PROCESSES = {"processes", "samples_local"}
 # Adam's first steps are signs, which rounding turns where a gradient is nearly 0. These follow its size.
-RECIPES = [  # one of each kind of forest, credit, guidance and replay
-    "flow-grpo",
-    "flash-grpo",
-    "gcpo",
-    "tree-grpo",
-    "branch-grpo",
-    "op-grpo",
-    "dense-grpo",
-    "step-grpo",
-    "otca",
-    "sol-rl",
-    "e2po",
-    "euphonium",
-    "diffusion-nft",
-]
+QUICK = ["dense-grpo", "diffusion-nft", "euphonium", "flow-grpo", "gcpo", "op-grpo", "otca", "sol-rl", "tree-grpo"]
+RECIPES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in recipe_names() if name not in QUICK]
 PROPORTIONAL = {"optim.epsilon": 1.0, "optim.learning_rate": 1e-3}
 
 
@@ -119,7 +106,7 @@ def one_group_without_variance(tmp_path):
     return {"data.prompts": str(file), "rewards": [brightness_of_circles]}
 
 
-@pytest.mark.parametrize("name", ["flow-grpo", "gcpo", "tree-grpo", "op-grpo", "dense-grpo", "diffusion-nft"])
+@pytest.mark.parametrize("name", ["flow-grpo", "gcpo", "op-grpo", "diffusion-nft"])
 def test_a_process_whose_groups_teach_nothing_neither_hangs_nor_changes_the_run(
     name, one_group_without_variance, tiny_world, tmp_path
 ):

@@ -42,7 +42,7 @@ def test_samples_of_other_weights_show_in_the_deviation_unless_recomputed(
     recipe = small(
         "flow-grpo",
         {
-            "weights": {"old": {"update": {"kind": "frozen"}}},
+            "weights.old": {"update": {"kind": "frozen"}},
             "rollout.weights": "old",
             "objective.old_log_prob": old_log_prob,
             "optim.learning_rate": 0.01,

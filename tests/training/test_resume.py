@@ -22,7 +22,6 @@ EVERY_SECOND = {"run.save_every": 2, "evaluation.every": 2}
 # What a recipe keeps or changes over its iterations acts here after the checkpoint.
 RECIPES = {
     "flow-grpo": {},
-    "gcpo": {},
     "mix-grpo": {"rollout.plan.iterations_per_position": 2},
     "tree-grpo": {},
     "op-grpo": {"replay.fraction": 1.0},  # the buffer is a part of the checkpoint
