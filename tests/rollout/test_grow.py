@@ -11,7 +11,17 @@ from thalweg.core.noise import Address
 from thalweg.core.part import Part
 from thalweg.core.values import Prompt
 from thalweg.flow import CPS, DanceSDE, DPMSolver, DPMSolverSDE, FlowSDE, Precise, Uniform
-from thalweg.rollout import AllSteps, Branch, Deterministic, Rollout, Root, Window, grow
+from thalweg.rollout import (
+    AllSteps,
+    Branch,
+    Candidates,
+    Deterministic,
+    Rollout,
+    Root,
+    Tree,
+    Window,
+    grow,
+)
 
 PROMPTS = (Prompt("left", {"shift": -1.0}), Prompt("right", {"shift": 2.0}))
 SEED, ITERATION = 7, 3
@@ -158,6 +168,48 @@ def test_a_branch_factor_of_one_gives_the_chain(linear_policy):
     at = next(i for i, row in enumerate(step) if any(child.trained for child in row[0]))
     chain = with_(branch, plan=Window(size=1, start=at, move="fixed"))
     same(grown(linear_policy(), branch), grown(linear_policy(), chain))
+
+
+def test_a_tree_that_forks_into_one_is_a_chain(linear_policy):
+    same(grown(linear_policy(), with_(ALL, plan=Tree(branching=1))), grown(linear_policy(), ALL))
+
+
+def test_a_tree_that_forks_once_is_a_group_that_shares_its_initial_noise(linear_policy):
+    tree, group = with_(ALL, plan=Tree(branching=3, forks=(0,)), seed_groups=1), with_(ALL, seed_groups=1)
+    same(grown(linear_policy(), tree), grown(linear_policy(), group))
+
+
+def test_candidates_hang_on_a_chain_that_is_an_honest_sample(linear_policy):
+    forest = grown(linear_policy(), with_(ALL, plan=Candidates(num_candidates=3)))
+    assert [len(level.parent) for level in forest.levels] == [6, 18, 18, 18, 18, 6]
+    assert len(forest.leaves) == 6
+    x = initial(1, 2)
+    for step, (sigma, sigma_next) in enumerate(pairwise(ALL.sigmas().tolist()[:5])):
+        mean, std = flow_sde(x, sigma, sigma_next, 2.0)
+        level, went = forest.levels[step + 1], (0,) * step
+        for child in range(3):
+            expected = mean + std * drawn(1, 2, step, (*went, child))
+            assert_close(level.latents[15 + child], expected, atol=1e-5, rtol=1e-4)
+        x = mean + std * drawn(1, 2, step, (*went, 0))
+    ends = torch.cat([level.end for level in forest.levels])
+    assert len(set(ends[ends >= 0].tolist())) == 6 + 6 * 4 * 2  # every end has a number of its own
+
+
+def test_the_step_of_a_fork_is_drawn_and_scored_with_its_own_spread_and_noise(linear_policy):
+    plan = Tree(branching=2, forks=(0, 2), fork_spread=4.0, noise_growth=0.5)
+    forest = grown(linear_policy(), with_(ALL, plan=plan, group_size=4, seed_groups=1))
+    sigmas, path = ALL.sigmas().tolist(), ()
+    x, shift = initial(1, 0), 2.0
+    # Noise 1 at the first fork and after it, 1.5 from the second; the spread at forks alone.
+    for step, (factor, spread) in enumerate([(1, 4), (1, 1), (1.5, 4), (1.5, 1)]):
+        mean, std = flow_sde(x, sigmas[step], sigmas[step + 1], shift, a=0.7 * factor)
+        path = (*path, 1) if step in (0, 2) else path
+        x = mean + spread * std * drawn(1, 0, step, path)
+        level = forest.levels[step + 1]
+        assert_close(level.latents[-1], x, atol=1e-5, rtol=1e-4)
+        assert level.std[-1].item() == pytest.approx(spread * std, rel=1e-5)
+        expected = torch.distributions.Normal(mean, spread * std).log_prob(x).mean()
+        assert_close(level.log_prob[-1], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_members_of_a_seed_group_share_their_initial_noise_and_nothing_later(linear_policy):

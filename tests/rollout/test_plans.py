@@ -2,7 +2,8 @@ import pytest
 
 from thalweg.core.forest import Child, count_passes
 from thalweg.core.noise import Address
-from thalweg.rollout import AllSteps, Branch, Deterministic, Window
+from thalweg.flow import FlowSDE
+from thalweg.rollout import AllSteps, Branch, Candidates, Deterministic, Rollout, Tree, Window
 from thalweg.rollout.plans import first_step
 
 ODE, SDE = Child(stochastic=False), Child(stochastic=True, trained=True)
@@ -88,6 +89,62 @@ def test_a_random_window_visits_all_its_positions_equally():
     for start in (1, 2, 3, 4):  # 100 each, standard error 9
         assert abs(drawn.count(start) - 100) < 40
     assert drawn == [first_step(window, window.size, 8, at(iteration)) for iteration in range(400)]
+
+
+def test_clean_windows_can_take_fewer_iterations_and_the_last_one_may_stay():
+    # tau = 4 at l = 0 and 1, then ceil(4 e^-.5) = 3 and ceil(4 e^-1) = 2.
+    numbers = {
+        "size": 2,
+        "positions": 4,
+        "iterations_per_position": 4,
+        "position_decay": 0.5,
+        "decay_from": 1,
+    }
+    once = [0] * 4 + [1] * 4 + [2] * 3 + [3] * 2
+    for returns, after in ((True, [0, 0, 0]), (False, [3, 3, 3])):
+        window = Window(returns=returns, **numbers)
+        assert [first_step(window, 2, 8, at(iteration)) for iteration in range(16)] == once + after
+
+
+def test_early_windows_are_drawn_by_a_geometric_law():
+    plan = Tree(branching=2, size=2, move="early", early_share=0.5)
+    drawn = [first_step(plan, 2, 6, at(iteration)) for iteration in range(1500)]
+    # Starts 0 .. 3 with shares 8, 4, 2, 1 of 15; standard deviation at most 20.
+    for start, share in enumerate((8, 4, 2, 1)):
+        assert abs(drawn.count(start) - 1500 * share / 15) < 70
+
+
+def test_prompts_draw_windows_of_their_own_which_their_samples_share():
+    plan = Window(size=1, move="random", per_prompt=True)
+    rollout = Rollout(plan=plan, group_size=4, steps=8, kernel=FlowSDE())
+    starts = [branch_steps(rollout.layout(0, 3, slot))[0] for slot in range(40)]
+    assert starts == [branch_steps(rollout.layout(0, 3, slot))[0] for slot in range(40)]
+    assert set(starts) == set(range(7))
+    shared = rollout.model_copy(update={"plan": Window(size=1, move="random")})
+    assert len({branch_steps(shared.layout(0, 3, slot))[0] for slot in range(40)}) == 1
+    later = [branch_steps(rollout.layout(0, 4, slot))[0] for slot in range(40)]
+    assert sum(a != b for a, b in zip(starts, later, strict=True)) > 20
+
+
+def test_a_tree_forks_inside_its_window_with_noise_that_grows_and_a_spread_at_forks():
+    plan = Tree(branching=2, forks=(0, 2), size=4, start=1, move="fixed", noise_growth=0.5, fork_spread=4.0)
+    layout = [row[0] for row in plan.layout(7, 4, at(0))]
+
+    def child(noise, spread):
+        return Child(stochastic=True, trained=True, noise=noise, spread=spread)
+
+    window = [(child(1.0, 4.0),) * 2, (child(1.0, 1.0),), (child(1.5, 4.0),) * 2, (child(1.5, 1.0),)]
+    assert layout == [(ODE,), *window, (ODE,), (ODE,)]
+    # Of four forks with growth .5: 1, 1 + .5/3, 1 + 1/3, 1.5.
+    factors = [row[0][0].noise for row in Tree(branching=2, noise_growth=0.5).layout(5, 16, at(0))[:4]]
+    assert factors == pytest.approx([1, 7 / 6, 4 / 3, 1.5])
+
+
+def test_one_candidate_of_each_step_goes_on():
+    layout = Candidates(num_candidates=3).layout(3, 1, at(0))
+    end = Child(stochastic=True, trained=True, role=1)
+    assert layout == ({0: (SDE, end, end), 1: ()}, {0: (SDE, end, end), 1: ()}, {0: (ODE,), 1: ()})
+    assert count_passes(layout) == (3, 6, 1)
 
 
 @pytest.mark.parametrize("num_steps", [2, 5, 8])

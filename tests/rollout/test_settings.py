@@ -1,8 +1,22 @@
 import pytest
 from pydantic import ValidationError
 
-from thalweg.flow import DPMSolver, FlowSDE, Heun
-from thalweg.rollout import AllSteps, Branch, Deterministic, Rollout, Root, Window, grow
+from thalweg.core.values import Prompt
+from thalweg.flow import DPMSolver, Euler, FlowSDE, Heun, Shifted, Uniform
+from thalweg.rollout import (
+    AllSteps,
+    Branch,
+    Candidates,
+    Deterministic,
+    Explore,
+    Guidance,
+    Rollout,
+    Root,
+    Tree,
+    Window,
+    grow,
+)
+from thalweg.rollout.plans import last_drawn
 
 STOCHASTIC = {"group_size": 12, "steps": 8, "kernel": FlowSDE()}
 
@@ -36,6 +50,34 @@ STOCHASTIC = {"group_size": 12, "steps": 8, "kernel": FlowSDE()}
         (
             {"plan": Deterministic(), "group_size": 12, "steps": 8, "seed_groups": 1},
             "one sample for each initial noise, not 12",
+        ),
+        (
+            {"plan": Tree(branching=2, forks=(0, 7)), **STOCHASTIC, "seed_groups": 3},
+            "fork steps lie in the window, 0 .. 6",
+        ),
+        (
+            {"plan": Tree(branching=2, size=3), **STOCHASTIC, "seed_groups": 1},
+            "branching=2 at 3 steps ends in 8 samples, and group_size / seed_groups is 12",
+        ),
+        (
+            {"plan": Candidates(num_candidates=3), **STOCHASTIC, "seed_groups": 1},
+            "a root ends in one sample, not 12",
+        ),
+        (
+            {"plan": Window(size=1, move="random", per_prompt=True), **STOCHASTIC, "tail": 0.5},
+            "tail shortens what follows the last drawn step, one for all prompts",
+        ),
+        (
+            {"plan": Deterministic(), "group_size": 12, "steps": 8, "probes": True},
+            "probes score the states of drawn steps",
+        ),
+        (
+            {"plan": Deterministic(), "group_size": 12, "steps": 8, "guidance": Guidance(reward="r")},
+            "guidance steers drawn steps",
+        ),
+        (
+            {"plan": Deterministic(), "group_size": 12, "steps": 8, "explore": Explore(pool=8, steps=2)},
+            "explore.pool=8: fewer than the 12 initial noises",
         ),
     ],
 )
@@ -99,3 +141,41 @@ def test_the_passes_of_a_prompt_are_known_beforehand_and_counted_alike(
     assert policy.passes.evaluations == 2 * passes
     assert sum(int(level.trained.sum()) for level in forest.levels) == 2 * trained
     assert len(forest.leaves) == 2 * 12
+
+
+@pytest.mark.parametrize("schedule", [Uniform(), Shifted(shift=3.0)])
+@pytest.mark.parametrize("tail", [0.01, 0.2, 0.4, 0.7, 1.0])
+def test_a_shortened_tail_ends_at_zero_wherever_the_window_lies_and_keeps_what_comes_before(schedule, tail):
+    plan = Window(size=4, move="progressive", iterations_per_position=1)
+    settings = {"group_size": 12, "kernel": FlowSDE(), "schedule": schedule, "steps": 25}
+    rollout = Rollout(plan=plan, tail=tail, **settings)
+    for iteration in range(21):
+        last = iteration + 3
+        sigmas, whole = rollout.sigmas(0, iteration), schedule.sigmas(25)
+        assert sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+        assert sigmas[: last + 2].tolist() == whole[: last + 2].tolist()
+        # n = max(int((N - L) r), 2) points, the first of which is there already.
+        assert len(sigmas) == last + 2 + max(int((25 - last) * tail), 2) - 1
+        if tail == 1:
+            assert sigmas.tolist() == pytest.approx(whole.tolist(), abs=1e-6)
+        layout = rollout.layout(0, iteration)
+        assert len(layout) == len(sigmas) - 1 and last_drawn(layout) == last
+
+
+def test_the_published_tail_takes_eleven_calls():
+    # N = 25, window 0 .. 3: Flash (.4) 3 + 8, Flash* (.2) 3 + 4.
+    for tail, calls in ((0.4, 11), (0.2, 7)):
+        rollout = Rollout(plan=Window(size=4), tail=tail, group_size=12, steps=25, kernel=FlowSDE())
+        assert len(rollout.sigmas(0, 0)) - 1 == calls
+
+
+@pytest.mark.parametrize(("solver", "low", "high"), [(DPMSolver(), 0.0, 0.01), (Euler(), 0.05, 0.1)])
+def test_a_short_tail_of_second_order_ends_near_the_exact_flow(solver, low, high, linear_policy):
+    # The flow of N(0, 1/4) scales x as the standard deviation at its noise level. 100 steps, of which 38 stay.
+    plan, roots = Window(size=3, move="fixed"), [Root(0, group, group, 0) for group in range(8)]
+    rollout = Rollout(plan=plan, group_size=8, steps=100, tail=0.4, kernel=FlowSDE(), solver=solver)
+    forest = grow(linear_policy(), [Prompt("")], roots, rollout, seed=0, iteration=0)
+    sigma, left = forest.levels[3].sigma, forest.levels[3].latents
+    exact = left * 0.5 / ((1 - sigma) ** 2 / 4 + sigma**2) ** 0.5
+    gap = ((forest.latents - exact).abs().max() / exact.abs().max()).item()
+    assert low <= gap < high

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from thalweg.rewards import judges_steps
+from thalweg.rollout import Branch, Candidates, Rollout, Tree
 from thalweg.training.checkpoint import complete
 from thalweg.training.loop import Run, train
 from thalweg.training.recipe import Recipe, load_recipe
@@ -39,10 +41,28 @@ def tiny_world(tiny_policy, tmp_path_factory, monkeypatch) -> Path:
 
 def small(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A shipped recipe with as few samples as its plan allows; its structure stays."""
-    shipped = load_recipe(name).rollout
-    branches = getattr(shipped.plan, "num_branch_steps", None)
-    members = 4 if branches is None else 2 * branches * shipped.num_roots
-    return load_recipe(name, CHEAP | {"rollout.group_size": members} | dict(overrides or {}))
+    shipped = load_recipe(name)
+    return load_recipe(name, CHEAP | _few(shipped.rollout) | _rewards(shipped) | dict(overrides or {}))
+
+
+def _few(rollout: Rollout) -> dict[str, Any]:
+    """Four samples of a prompt, or two of each branch step; a tree forks twice into two."""
+    plan = rollout.plan
+    few: dict[str, Any] = {"rollout.group_size": 4}
+    if isinstance(plan, Branch):
+        few["rollout.group_size"] = 2 * plan.num_branch_steps * rollout.num_roots
+    if isinstance(plan, Tree):
+        few |= {"rollout.plan.branching": 2, "rollout.plan.forks": [0, 1]}
+    if isinstance(plan, Candidates):
+        few["rollout.plan.num_candidates"] = 3
+    if rollout.explore is not None:
+        few["rollout.explore.pool"] = 8
+    return few
+
+
+def _rewards(recipe: Recipe) -> dict[str, Any]:
+    """The cheap reward of samples, and those of noisy states that the recipe reads."""
+    return {"rewards": [*CHEAP["rewards"], *(r for r in recipe.rewards if judges_steps(r))]}
 
 
 class Killed(BaseException):

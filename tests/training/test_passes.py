@@ -37,6 +37,18 @@ CASES = [
     ("gcpo", {"optim.micro_batch": 8}, N * B + K * B, K * B),  # a sample's 7 passes fit
     ("gcpo", {"optim.micro_batch": 6}, N * B + 2 * K * B, K * B),  # two sweeps
     ("gcpo", {"optim.micro_batch": 6, "optim.updates_per_iteration": 8}, N * B + 2 * K * B, K * B),
+    # A probe from x_j takes 7 - j passes besides the one it shares.
+    ("dense-grpo", {}, N * B + 28 * B + K * B, K * B),
+    ("step-grpo", {}, N * B + 3 * K * B, 3 * K * B),  # 3 candidates a step
+    ("branch-grpo", {"selection": {}}, 2 * (1 + 2 + 4 * 6) + 2 * (2 + 4 * 6), 2 * (2 + 4 * 6)),
+    (
+        "sol-rl",
+        {},
+        2 * 8 * 4 + N * B + 2 * 3 * B,
+        3 * B,
+    ),  # looks at 8 initial noises of each prompt, in 4 steps
+    ("rollout-correction", {}, SHARED + 2 * 3 * B, 3 * B),  # log-probs computed again
+    ("mix-grpo-flash", {}, 2 + 4 * B + 3 * B, 3 * B),  # 5 steps
 ]
 
 
@@ -55,7 +67,7 @@ def test_branches_share_their_trunk(tiny_world, tmp_path):
     recipe = small("tempflow-grpo", {"iterations": 1})
     forest = collect(
         recipe, load_policy(recipe), load_prompts("training", "scenes")[:2], Processes(), iteration=0
-    )
+    ).forest
     forks = sorted(set(forest.leaves.fork_step.tolist()))
     assert len(forks) == 3 and max(forks) <= 5
     # Of each of 2·2 roots: the trunk down to the last fork, then 2 samples of each fork to the end.

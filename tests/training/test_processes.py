@@ -21,6 +21,18 @@ from training.small_runs import CHEAP, metrics_of, reproducible, saved_tensors, 
 # Where the process that writes stands; everything else must not depend on how many there are.
 OF_PROCESSES = {"processes", "samples_local"}
 # Adam's first steps are signs, which rounding turns where a gradient is nearly 0. These follow its size.
+QUICK = [
+    "dense-grpo",
+    "diffusion-nft",
+    "euphonium",
+    "flow-grpo",
+    "gcpo",
+    "op-grpo",
+    "otca",
+    "sol-rl",
+    "tree-grpo",
+]
+RECIPES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in recipe_names() if name not in QUICK]
 PROPORTIONAL = {"optim.epsilon": 1.0, "optim.learning_rate": 1e-3}
 
 
@@ -57,7 +69,7 @@ def assert_same_movement(a, b, base) -> None:
     assert (moved - other).norm() < 0.05 * moved.norm()
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", RECIPES)
 def test_two_processes_train_as_one_does(name, tiny_world, tmp_path):
     # Fewer than a sample's rows: sweeps are then as many on one process as on two.
     recipe = small(name, {"optim.micro_batch": 2, "rollout.micro_batch": 4, **PROPORTIONAL})
@@ -104,7 +116,7 @@ def one_group_without_variance(tmp_path):
     return {"data.prompts": str(file), "rewards": [brightness_of_circles]}
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", ["flow-grpo", "gcpo", "op-grpo", "diffusion-nft"])
 def test_a_process_whose_groups_teach_nothing_neither_hangs_nor_changes_the_run(
     name, one_group_without_variance, tiny_world, tmp_path
 ):

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 from thalweg.training.loop import resume, train
-from thalweg.training.recipe import recipe_names
 from thalweg.training.saved import load_run
 from training.small_runs import (
     Killed,
@@ -20,17 +19,29 @@ from training.small_runs import (
 )
 
 EVERY_SECOND = {"run.save_every": 2, "evaluation.every": 2}
-# What a recipe changes over its iterations changes here after the checkpoint.
-MOVING = {"mix-grpo": {"rollout.plan.iterations_per_position": 2}}
+# What a recipe keeps or changes over its iterations acts here after the checkpoint.
+RECIPES = {
+    "flow-grpo": {},
+    "mix-grpo": {"rollout.plan.iterations_per_position": 2},
+    "tree-grpo": {},
+    "op-grpo": {"replay.fraction": 1.0},  # the buffer is a part of the checkpoint
+    "dense-grpo": {},
+    "step-grpo": {},
+    "sol-rl": {},
+    "euphonium": {},
+    "diffusion-nft": {},
+}
 
 
 def resumed(path, overrides=()):
     return resume(path, load_run(path, overrides).recipe)
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_a_run_killed_after_a_checkpoint_and_resumed_equals_the_uninterrupted_one(name, tiny_world, tmp_path):
-    recipe = small(name, {"iterations": 4, **EVERY_SECOND, **MOVING.get(name, {})})
+@pytest.mark.parametrize(("name", "overrides"), RECIPES.items(), ids=RECIPES)
+def test_a_run_killed_after_a_checkpoint_and_resumed_equals_the_uninterrupted_one(
+    name, overrides, tiny_world, tmp_path
+):
+    recipe = small(name, {"iterations": 4, **EVERY_SECOND, **overrides})
     whole = train(recipe, tmp_path / "whole")
     train_until_killed(recipe, tmp_path / "killed", iteration=3)
     assert [line["iteration"] for line in metrics_of(tmp_path / "killed")] == [0, 1, 2, 2, 3]

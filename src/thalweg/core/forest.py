@@ -116,8 +116,8 @@ class Advantages:
 
     levels: tuple[Float[Tensor, "_ R"], ...]
     """An edge is found at the node it leads to."""
-    leaves: Float[Tensor, "B R"]
-    """Of the finished samples, for objectives that see no edges."""
+    leaves: Float[Tensor, "B _"]
+    """Of the finished samples, for objectives that see no edges; they may have fewer loss terms."""
 
 
 @dataclass(frozen=True)

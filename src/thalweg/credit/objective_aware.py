@@ -49,11 +49,13 @@ class ObjectiveAwareCredit(Normalized):
         if self.weigh_steps == "none":
             return Advantages(levels=values, leaves=leaves)
         progress = self._progress(forest)
-        trained = [at for at, level in enumerate(forest.levels) if bool(level.trained.any())]
         if self.weigh_steps == "prompt":
             progress = [self._by_prompt(forest, at, progress[at], processes) for at in range(len(progress))]
-        total = sum((of_ancestor(forest, at, progress[at]) for at in trained), torch.zeros(len(leaves)))
-        scale = forest.below((len(trained) / total)[:, None])
+        total, count = torch.zeros(len(leaves)), torch.zeros(len(leaves))
+        for at, level in enumerate(forest.levels):
+            trained = of_ancestor(forest, at, level.trained.float())
+            total, count = total + trained * of_ancestor(forest, at, progress[at]), count + trained
+        scale = forest.below((count / total)[:, None])
         return Advantages(
             levels=tuple(
                 value * (progress[at] * scale[at][:, 0])[:, None] for at, value in enumerate(values)
@@ -103,12 +105,13 @@ class ObjectiveAwareCredit(Normalized):
     def _by_prompt(
         self, forest: Forest, at: int, progress: Float[Tensor, " n"], processes: Processes
     ) -> Float[Tensor, " n"]:
-        columns = {"progress": progress, "prompt": forest.roots.prompt_slot[forest.levels[at].root]}
-        rows, mine = across(processes, columns)
-        group = numbered(rows["prompt"])
-        size = torch.zeros(int(group.max()) + 1).index_add(0, group, torch.ones(len(group)))
-        mean = torch.zeros_like(size).index_add(0, group, rows["progress"]) / size
-        return mean[group][mine]
+        level = forest.levels[at]
+        columns = {"progress": progress, "prompt": forest.roots.prompt_slot[level.root]}
+        rows, mine = across(processes, columns | {"trained": level.trained.float()})
+        group, trained = numbered(rows["prompt"]), rows["trained"]
+        size = torch.zeros(int(group.max()) + 1).index_add(0, group, trained)
+        mean = torch.zeros_like(size).index_add(0, group, trained * rows["progress"]) / size
+        return mean[group][mine].nan_to_num(nan=self.progress_epsilon)
 
     def groups(self, leaves: Leaves) -> Int64[Tensor, " B"]:
         """A number for each sample's group."""

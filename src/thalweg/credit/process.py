@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Int64
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from thalweg.core.forest import Advantages, Forest, Leaves, Scores
@@ -28,6 +28,12 @@ class ProcessCredit(Normalized):
     compare: Literal["prompt", "siblings"] = "prompt"
     """With whom a state is compared: those of the prompt at the same step; or those drawn from one state."""
 
+    @model_validator(mode="after")
+    def _credits_something(self) -> "ProcessCredit":
+        if self.num_terms == 0:
+            raise ValueError("outcome_weight and process_weight are both 0; give one of them a weight")
+        return self
+
     def assign(
         self, forest: Forest, scores: Scores, weights: Mapping[str, float], processes: Processes
     ) -> Advantages:
@@ -41,18 +47,18 @@ class ProcessCredit(Normalized):
         levels = [torch.full((len(forest.levels[0].parent), self.num_terms), torch.nan)]
         for at in range(1, len(forest.levels)):
             level = forest.levels[at]
-            reward = weighted({name: levels[at] for name, levels in scores.steps.items()}, weights)
-            key = {
-                "prompt": forest.roots.prompt_slot[level.root],
-                "siblings": firsts[at - 1][level.parent],
-            }[self.compare]
-            reward = torch.where(level.trained, reward, torch.nan)
-            rows, mine = across(processes, {"reward": reward, "key": key})
-            found = normalise(self, rows["reward"], numbered(rows["key"]), rows["reward"].isfinite())
             columns = []
             if self.outcome_weight:
                 columns.append(self.outcome_weight * outcomes[at].nan_to_num(nan=0.0))
             if self.process_weight:
+                reward = weighted({name: levels[at] for name, levels in scores.steps.items()}, weights)
+                key = {
+                    "prompt": forest.roots.prompt_slot[level.root],
+                    "siblings": firsts[at - 1][level.parent],
+                }[self.compare]
+                reward = torch.where(level.trained, reward, torch.nan)
+                rows, mine = across(processes, {"reward": reward, "key": key})
+                found = normalise(self, rows["reward"], numbered(rows["key"]), rows["reward"].isfinite())
                 columns.append(self.process_weight * found[mine][:, None].float())
             levels.append(torch.cat(columns, 1))
         return Advantages(levels=tuple(levels), leaves=leaves)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
+from pydantic import model_validator
 from torch import Tensor
 
 from thalweg.core.forest import Advantages, Forest, Leaves, Scores
@@ -34,6 +35,15 @@ class TreeCredit(Normalized):
     """
     combine: Literal["sum_rewards", "sum_advantages"] = "sum_rewards"
     """Several rewards: weigh and add before normalising, or, at the leaves, after it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TreeCredit":
+        if self.normalize_at == "step" and self.combine == "sum_advantages":
+            raise ValueError(
+                "normalize_at=step carries rewards up the tree, so they are added before; use "
+                "combine=sum_rewards, or normalize_at=leaves"
+            )
+        return self
 
     def assign(
         self, forest: Forest, scores: Scores, weights: Mapping[str, float], processes: Processes

@@ -48,10 +48,11 @@ def masked(
     """Flow-DPPO's loss -A rho (arXiv:2606.11025; Tencent-Hunyuan/UniRL), 0 where the divergence has reached
     its range and the update would lead further away, and the share of rewards for which it is 0.
     """
-    ratio = log_ratio.exp()[:, None].expand_as(advantages)
-    away = ((ratio > 1) & (advantages > 0)) | ((ratio < 1) & (advantages < 0))
+    logs = log_ratio[:, None].expand_as(advantages)
+    away = ((logs > 0) & (advantages > 0)) | ((logs < 0) & (advantages < 0))
     dropped = (away & (divergence >= divergence_range)[:, None]).detach()
-    # Not a product with 0: a ratio may be infinite.
+    # Left out before exp too: a ratio may be infinite, and its gradient times 0 is no number.
+    ratio = torch.where(dropped, 0, logs).exp()
     return torch.where(dropped, 0, -advantages * ratio).sum(1), dropped.float().mean(1)
 
 

@@ -64,13 +64,16 @@ def grow(
     condition = policy.encode(prompts)
     rows = torch.tensor([root.condition for root in roots], dtype=torch.int64)
     vary = rollout.perturbation
-    varied = vary.variants_of(policy, condition, roots, seed=seed, iteration=iteration) if vary else condition
     nodes = [_Node(row, Child(stochastic=False)) for row in range(len(roots))]
     starts = [Address(seed, "initial", iteration, root.prompt_slot, root.seed_group) for root in roots]
     x = to_latent_precision(normals(starts, policy.latent_shape).to(policy.device))
     levels = [_level(layouts, 0, sigmas, nodes, torch.full((len(nodes),), -1), x, None, False)]
     memory: Memory = None
     with policy.weights.use(rollout.weights):
+        # Embeddings are those of the weights that act, so that a variant that is not moved changes nothing.
+        varied = (
+            vary.variants_of(policy, condition, roots, seed=seed, iteration=iteration) if vary else condition
+        )
         for step in range(len(sigmas) - 1):
             of_root = torch.tensor([node.root for node in nodes], dtype=torch.int64)
             here = condition.index(rows[of_root])
@@ -252,5 +255,5 @@ def _forest(
         condition=condition,
         leaf_node=column(leaves),
         probe_node=column(probes),
-        probe_start=column([list(nodes[row].start) for row in probes]).view(-1, 2),  # type: ignore[arg-type]
+        probe_start=torch.tensor([nodes[row].start for row in probes], dtype=torch.int64).view(-1, 2),
     )

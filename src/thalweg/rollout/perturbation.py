@@ -37,9 +37,9 @@ class Perturbation(Part):
     similarity: float = Field(default=0.9, gt=-1, lt=1)
     """m: the cosine to the prompt's own embedding that is aimed at."""
     margin: float = Field(default=0.02, ge=0)
-    diversity_weight: float = Field(default=1.0, ge=0)
-    learning_steps: int = Field(default=20, ge=0)
-    learning_rate: PositiveFloat = 0.02
+    diversity_weight: float = Field(default=0.3, ge=0)
+    learning_steps: int = Field(default=40, ge=0)
+    learning_rate: PositiveFloat = 0.01
     start_std: PositiveFloat = 0.1
     """Of the shifts before they are learned, relative to the root mean square of the embedding."""
 

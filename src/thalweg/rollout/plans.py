@@ -294,23 +294,32 @@ class Deterministic(Part):
         return ({0: (ODE,)},) * num_steps
 
 
+def first_drawn(layout: Layout) -> int:
+    """The first step at which some child is drawn."""
+    return _drawn(layout)[0]
+
+
 def last_drawn(layout: Layout) -> int:
     """The last step at which some child is drawn."""
-    return max(
-        i for i, roles in enumerate(layout) if any(c.stochastic for row in roles.values() for c in row)
-    )
+    return _drawn(layout)[-1]
+
+
+def _drawn(layout: Layout) -> list[int]:
+    return [i for i, roles in enumerate(layout) if any(c.stochastic for row in roles.values() for c in row)]
 
 
 def with_probes(layout: Layout) -> Layout:
     """The layout and, from every state that starts or ends a drawn step, a deterministic way to the end,
-    whose
-    score tells what the state is worth (DenseGRPO, arXiv:2601.20218). Where only deterministic steps follow,
-    the sample itself is that way.
+    whose score tells what the state is worth (DenseGRPO, arXiv:2601.20218). Where only deterministic steps
+    follow, the sample itself is that way.
     """
-    last = last_drawn(layout)
+    first, last = first_drawn(layout), last_drawn(layout)
     probe = Child(stochastic=False, role=PROBE, probe=True)
     return tuple(
-        {role: (*children, probe) if i <= last and children else children for role, children in roles.items()}
+        {
+            role: (*children, probe) if first <= i <= last and children else children
+            for role, children in roles.items()
+        }
         | {PROBE: (probe,)}
         for i, roles in enumerate(layout)
     )

@@ -20,7 +20,7 @@ from thalweg.models import POLICY, DiffusersModel, Model, from_shorthand
 from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward, Objective
 from thalweg.objectives.rules import Centred
 from thalweg.objectives.sigma_draw import Grid
-from thalweg.rewards import Reward, judges_steps
+from thalweg.rewards import Reward, finished, judges_steps
 from thalweg.rewards.world import WorldReward
 from thalweg.rollout import AllSteps, Candidates, Deterministic, Rollout, Tree, Window
 from thalweg.training.data import Data
@@ -213,6 +213,11 @@ def _across_sections(recipe: Recipe) -> list[str]:
     names = [reward.name for reward in recipe.rewards]
     if not names:
         problems.append("rewards: empty, so there is nothing to learn; give at least one")
+    elif not finished(recipe.rewards):
+        problems.append(
+            f"rewards: '{names[0]}' judges noisy states alone, and metrics need a reward of finished samples; "
+            "add one, with weight 0 if it shall not be learned from"
+        )
     if len(set(names)) < len(names):
         problems.append(f"rewards: two have the same name ({', '.join(sorted(names))}); remove one")
     return problems
@@ -301,11 +306,11 @@ def _selection_problems(recipe: Recipe) -> list[str]:
         or chosen.sigma_min > 0
         or chosen.depth_prune is not None
         or not isinstance(rollout.plan, AllSteps | Window)
+        or getattr(rollout.plan, "per_prompt", False)
     ):
         problems.append(
-            f"objective.kind: '{objective.kind}' needs every sample to train the same steps in a row; "
-            "use the plan "
-            "all_steps or window, and no selection of steps"
+            f"objective.kind: '{objective.kind}' needs every sample to train the same steps in a row; use the "
+            "plan all_steps or window, without per_prompt, and no selection of steps"
         )
     if recipe.replay is not None and not (
         isinstance(objective, ClippedRatio)

@@ -108,13 +108,19 @@ class ReplayBuffer:
         """Back from a checkpoint's tensors; raises UserError where they belong to another model."""
         if not tensors:
             return
-        held = tensors.get("x")
-        if held is None or tuple(held.shape[1:]) != latent_shape:
-            found = "no latents" if held is None else f"latents of shape {tuple(held.shape[1:])}"
+        optional = {f.name for f in fields(Transitions) if f.default is None}
+        needed = {f.name for f in fields(Transitions)} - optional | {"born", "next_number"}
+        if lacking := sorted(needed - tensors.keys()):
             raise UserError(
-                f"{source}: the replay buffer holds {found}, this model's have {latent_shape}; resume "
-                "with the "
-                "model it was written with, or remove the file to go on with an empty buffer"
+                f"{source}: the replay buffer lacks '{lacking[0]}'; remove the file to go on with an empty "
+                "buffer"
+            )
+        held = tensors["x"]
+        if tuple(held.shape[1:]) != latent_shape:
+            raise UserError(
+                f"{source}: the replay buffer holds latents of shape {tuple(held.shape[1:])}, this model's have "
+                f"{latent_shape}; resume with the model it was written with, or remove the file to go on with "
+                "an empty buffer"
             )
         tensors = dict(tensors)
         self.born, self.next_number = tensors.pop("born"), int(tensors.pop("next_number"))
