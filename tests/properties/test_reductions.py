@@ -186,7 +186,8 @@ def test_replay_of_the_iterations_own_samples_is_the_gradient_on_policy(linear_p
 @pytest.mark.parametrize("elements", [1, 2])
 def test_replay_of_an_older_policy_is_the_gradient_on_policy_once_it_is_corrected(elements, linear_policy):
     # Reward sum of x², data N(0, 1/4). The chain is affine, x' = c x + s z - J theta, so with C the sum of
-    # J_j G_j over drawn steps their gradient of E x_N² is 2 theta C². The last, deterministic step of a stored
+    # J_j G_j over drawn steps their gradient of E x_N² is 2 theta C². The last, deterministic step of a
+    # stored
     # sample is that of the older policy.
     kernel = FlowSDE(noise_level=1.0)
     rollout = Rollout(plan=AllSteps(), group_size=12_000, steps=4, kernel=kernel, schedule=Uniform())

@@ -215,7 +215,8 @@ def _across_sections(recipe: Recipe) -> list[str]:
         problems.append("rewards: empty, so there is nothing to learn; give at least one")
     elif not finished(recipe.rewards):
         problems.append(
-            f"rewards: '{names[0]}' judges noisy states alone, and metrics need a reward of finished samples; "
+            f"rewards: '{names[0]}' judges noisy states alone, and metrics need a reward of finished "
+            "samples; "
             "add one, with weight 0 if it shall not be learned from"
         )
     if len(set(names)) < len(names):
@@ -309,7 +310,8 @@ def _selection_problems(recipe: Recipe) -> list[str]:
         or getattr(rollout.plan, "per_prompt", False)
     ):
         problems.append(
-            f"objective.kind: '{objective.kind}' needs every sample to train the same steps in a row; use the "
+            f"objective.kind: '{objective.kind}' needs every sample to train the same steps in a row; "
+            "use the "
             "plan all_steps or window, without per_prompt, and no selection of steps"
         )
     if recipe.replay is not None and not (
