@@ -22,7 +22,7 @@ class BatchPlan:
     rollout_passes: int
     """Network passes of one sample that the rollout takes, over all processes."""
     gradient_passes: int
-    """Passes with gradient, where no row is dropped."""
+    """Passes with gradient, where no sample is dropped or pruned and none is replayed."""
     other_passes: int
     """Passes of the update without gradient: anchors, first sweeps, log-probs computed again."""
     updates: int
@@ -46,12 +46,16 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
             f"{recipe.rollout.num_roots} initial "
             f"noises do not split over {processes} processes: their product must be a multiple of {processes}"
         )
-    passes, trained = recipe.rollout.passes(recipe.seed, 0, recipe.data.prompts_per_iteration)
+    sigma = recipe.rollout.sigmas(recipe.seed, 0)[:-1]
+    steps = recipe.selection.keeps_step(torch.arange(len(sigma)), sigma, 0).nonzero().flatten().tolist()
+    prompts = recipe.data.prompts_per_iteration
+    passes, stored = recipe.rollout.passes(recipe.seed, 0, prompts)
+    trained = recipe.rollout.passes(recipe.seed, 0, prompts, steps)[1]
     if recipe.rollout.explore is not None:
         explore = recipe.rollout.explore
         looks = len(recipe.rollout.solver.grid(recipe.rollout.schedule.sigmas(explore.steps))) - 1
-        passes += recipe.data.prompts_per_iteration * explore.pool * looks
-    samples = recipe.data.prompts_per_iteration * recipe.rollout.group_size
+        passes += prompts * explore.pool * looks
+    samples = prompts * recipe.rollout.group_size
     levels = getattr(recipe.objective, "sigmas", None)
     if levels is None:
         of_sample = trained / samples
@@ -69,11 +73,11 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (1 + anchors)
     if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
         others += rows * (1 + anchors)
-    states = (3 if recipe.objective.keeps_mean else 2) * trained if levels is None else 2 * rows
+    states = (3 if recipe.objective.keeps_mean else 2) * stored if levels is None else 2 * rows
     size = math.prod(policy.latent_shape) * torch.float32.itemsize
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
     return BatchPlan(
-        prompts=recipe.data.prompts_per_iteration,
+        prompts=prompts,
         group_size=recipe.rollout.group_size,
         processes=processes,
         roots_per_process=roots // processes,
