@@ -4,6 +4,7 @@ import pytest
 
 from thalweg.training.loop import train
 from thalweg.training.recipe import load_recipe, recipe_names
+from training.several_processes import on_processes
 from training.small_runs import small, trains
 
 POLICY_GRADIENT = [name for name in recipe_names() if hasattr(load_recipe(name).objective, "clip_range")]
@@ -32,6 +33,15 @@ def test_the_log_prob_computed_again_is_the_stored_one_at_the_batch_shape_of_the
 def test_another_batch_shape_moves_the_ratio_by_under_one_percent_of_the_clip_range(name, shapes, tmp_path):
     moved, clip_range = deviation(name, *shapes, tmp_path / "run")
     assert moved < 0.01 * clip_range
+
+
+@pytest.mark.parametrize("name", ["dense-grpo", "flow-grpo", "op-grpo", "tree-grpo"])
+def test_processes_that_share_the_samples_move_no_ratio(name, tiny_world, tmp_path):
+    recipe = small(name, {"iterations": 1, "optim.micro_batch": 3})
+    on_processes(2, lambda: train(recipe, tmp_path / "run"))
+    (line,) = trains(tmp_path / "run")
+    assert line["processes"] == 2
+    assert line["ratio_deviation"] < 0.01 * recipe.objective.clip_range
 
 
 @pytest.mark.parametrize(("old_log_prob", "is_off"), [("stored", True), ("recompute", False)])
