@@ -141,7 +141,12 @@ NFT = [
     "weights.old={update: {kind: copy}}",
 ]
 RECIPES |= {
-    "a tree of no children": (["rollout.plan={kind: tree, branching: 0}"], "branching", "equal to 1", "got 0"),
+    "a tree of no children": (
+        ["rollout.plan={kind: tree, branching: 0}"],
+        "branching",
+        "equal to 1",
+        "got 0",
+    ),
     "forks outside the window": (
         ["rollout.plan={kind: tree, branching: 2, size: 3, forks: [1, 3]}", "rollout.seed_groups=1"],
         "rollout.plan.forks=[1, 3]",

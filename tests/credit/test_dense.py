@@ -75,9 +75,7 @@ def test_a_step_that_gains_little_is_divided_by_a_share_of_the_spread_of_rewards
     forest, _ = forest_of(linear_policy(), AllSteps())
     raw = assign(DenseCredit(**RAW), forest)
     rewards = quality(forest.latents).double().numpy()
-    floored, free = (
-        assign(DenseCredit(std_floor=f, epsilon=0, limit=None), forest) for f in (0.5, 0.0)
-    )
+    floored, free = (assign(DenseCredit(std_floor=f, epsilon=0, limit=None), forest) for f in (0.5, 0.0))
     smaller = 0
     for at in range(1, 6):
         of = forest.levels[at].trained
@@ -100,12 +98,14 @@ def test_probes_start_where_drawn_steps_start_and_samples_tell_the_rest(linear_p
 
 
 def test_a_branch_gains_what_its_sample_has_beyond_the_trunk(linear_policy):
-    forest, rollout = forest_of(linear_policy(), Branch(num_branch_steps=1, last_step=0), seed_groups=1)
+    forest, _ = forest_of(linear_policy(), Branch(num_branch_steps=1, last_step=0), seed_groups=1)
     found = assign(DenseCredit(**RAW), forest)
     rewards = quality(forest.latents).view(2, 4)
     of = forest.levels[1].trained
     # The trunk's worth is the same for all branches, and goes with the mean.
-    assert_close(found.levels[1][of, 0].view(2, 4), rewards - rewards.mean(1, keepdim=True), atol=1e-5, rtol=0)
+    assert_close(
+        found.levels[1][of, 0].view(2, 4), rewards - rewards.mean(1, keepdim=True), atol=1e-5, rtol=0
+    )
     assert (found.leaves.view(2, 4) - (rewards - rewards.mean(1, keepdim=True))).abs().max() < 1e-5
 
 

@@ -56,7 +56,11 @@ def test_candidates_are_compared_with_those_of_their_own_state_alone(linear_poli
 def test_one_candidate_teaches_nothing(linear_policy):
     forest = forest_of(linear_policy(), Candidates(num_candidates=1), group_size=2)
     found = assign(
-        ProcessCredit(outcome_weight=0, compare="siblings"), forest, [0.0] * 4, [1.0, 2.0, 3.0, 4.0], [1.0] * 4
+        ProcessCredit(outcome_weight=0, compare="siblings"),
+        forest,
+        [0.0] * 4,
+        [1.0, 2.0, 3.0, 4.0],
+        [1.0] * 4,
     )
     assert found.levels[1].abs().max() == 0 and found.levels[2].abs().max() == 0
 

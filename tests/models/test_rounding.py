@@ -31,4 +31,6 @@ def test_what_is_rounded_stays_when_it_is_rounded_again(format, shape):
 
 
 def test_a_block_of_zeros_stays_zero():
-    assert rounded(torch.zeros(5), "fp4", 2).tolist() == rounded(torch.zeros(5), "int8", 2).tolist() == [0] * 5
+    assert (
+        rounded(torch.zeros(5), "fp4", 2).tolist() == rounded(torch.zeros(5), "int8", 2).tolist() == [0] * 5
+    )

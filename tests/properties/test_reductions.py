@@ -186,8 +186,8 @@ def test_replay_of_the_iterations_own_samples_is_the_gradient_on_policy(linear_p
 @pytest.mark.parametrize("elements", [1, 2])
 def test_replay_of_an_older_policy_is_the_gradient_on_policy_once_it_is_corrected(elements, linear_policy):
     # Reward sum of x², data N(0, 1/4). The chain is affine, x' = c x + s z - J theta, so with C the sum of
-    # J_j G_j over drawn steps their gradient of E x_N² is 2 theta C². The last, deterministic step of a stored
-    # sample is that of the older policy.
+    # J_j G_j over drawn steps their gradient of E x_N² is 2 theta C². The last, deterministic step of a
+    # stored sample is that of the older policy.
     kernel = FlowSDE(noise_level=1.0)
     rollout = Rollout(plan=AllSteps(), group_size=12_000, steps=4, kernel=kernel, schedule=Uniform())
     policy = linear_policy((elements,))
@@ -215,7 +215,9 @@ def test_replay_of_an_older_policy_is_the_gradient_on_policy_once_it_is_correcte
         rows = objective.experience(
             forest, forest.advantages((reward - reward.mean())[:, None]), seed=0, iteration=0
         )
-        rows, given = replayed(replace(rows, prompt_slot=torch.zeros_like(rows.prompt_slot)), forest.condition)
+        rows, given = replayed(
+            replace(rows, prompt_slot=torch.zeros_like(rows.prompt_slot)), forest.condition
+        )
         policy.bias.data.fill_(theta)
         rows, _ = on_training_path(objective, policy, rows, given, 100_000, Processes())
         policy.bias.grad = None

@@ -11,7 +11,9 @@ def draw(number: int = 0) -> Address:
     return Address(0, "selection", number)
 
 
-@pytest.mark.parametrize(("count", "chosen"), [(2, [3, 4]), (4, [1, 3, 4, 5]), (3, [3, 4, 5]), (6, list(range(6)))])
+@pytest.mark.parametrize(
+    ("count", "chosen"), [(2, [3, 4]), (4, [1, 3, 4, 5]), (3, [3, 4, 5]), (6, list(range(6)))]
+)
 def test_the_best_and_the_worst_stay_one_more_of_the_best(count, chosen):
     rewards = torch.tensor([5.0, 1.0, 3.0, 9.0, 0.0, 7.0])
     assert EXTREMES.chosen(rewards, count, draw()).tolist() == chosen

@@ -46,10 +46,12 @@ def test_a_guided_chain_ends_as_far_off_as_its_shifts_are_carried(steps, linear_
 def test_the_log_prob_of_a_guided_step_is_that_of_the_unguided_one(linear_policy):
     policy, objective = linear_policy((3,)), ClippedRatio()
     forest = grown(policy, strength=0.5)
-    advantages = forest.advantages(GroupCredit().advantages({"r": torch.arange(4.0)}, {"r": 1.0}, forest.leaves))
+    advantages = forest.advantages(
+        GroupCredit().advantages({"r": torch.arange(4.0)}, {"r": 1.0}, forest.leaves)
+    )
     rows = objective.experience(forest, advantages, seed=0, iteration=0)
     assert backward(objective, policy, rows, forest.condition, 8, 1.0).ratio_deviation == 0
-    sigma, sigma_next = rows.sigma[0].item(), rows.sigma_next[0].item()
+    sigma_next = rows.sigma_next[0].item()
     v = rows.x[:4]  # the exact flow at sigma = 1
     mean = (1 - sigma_next) * (rows.x[:4] - v) + rows.k[0] * rows.x[:4]
     expected = torch.distributions.Normal(mean, rows.std[0]).log_prob(rows.x_next[:4]).mean(1)

@@ -93,7 +93,13 @@ def test_a_random_window_visits_all_its_positions_equally():
 
 def test_clean_windows_can_take_fewer_iterations_and_the_last_one_may_stay():
     # tau = 4 at l = 0 and 1, then ceil(4 e^-.5) = 3 and ceil(4 e^-1) = 2.
-    numbers = {"size": 2, "positions": 4, "iterations_per_position": 4, "position_decay": 0.5, "decay_from": 1}
+    numbers = {
+        "size": 2,
+        "positions": 4,
+        "iterations_per_position": 4,
+        "position_decay": 0.5,
+        "decay_from": 1,
+    }
     once = [0] * 4 + [1] * 4 + [2] * 3 + [3] * 2
     for returns, after in ((True, [0, 0, 0]), (False, [3, 3, 3])):
         window = Window(returns=returns, **numbers)

@@ -33,7 +33,9 @@ def test_the_initial_noises_of_the_best_and_the_worst_cheap_samples_are_drawn_ag
     order = rewards.argsort(1)
     expected = torch.cat([order[:, :2], order[:, -2:]], 1).sort(1).values
     assert found.forest.leaves.seed_group.view(2, 4).tolist() == expected.tolist()
-    assert list(found.looks.values()) == pytest.approx(rewards.gather(1, expected).flatten().tolist(), abs=1e-6)
+    assert list(found.looks.values()) == pytest.approx(
+        rewards.gather(1, expected).flatten().tolist(), abs=1e-6
+    )
 
     # Drawn again: the same initial noises, all steps, the weights that act.
     own = recipe.rollout.model_copy(update={"explore": None})
@@ -59,7 +61,9 @@ def test_the_agreement_is_that_of_the_cheap_and_the_whole_samples(tiny_policy, p
     same = {"rollout.explore": {"pool": 8, "steps": 8}, "rollout.weights": "policy"}
     recipe, policy, found = explored(tiny_policy, prompts, same)
     scores = judge(recipe, policy, found.forest).leaves
-    assert agreement(found, scores, recipe.rewards, Processes()) == {"explore/rank_agreement": pytest.approx(1)}
+    assert agreement(found, scores, recipe.rewards, Processes()) == {
+        "explore/rank_agreement": pytest.approx(1)
+    }
 
 
 def test_states_are_judged_at_their_own_noise_level_for_their_own_prompt(tiny_policy, prompts):

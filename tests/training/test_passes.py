@@ -35,8 +35,18 @@ CASES = [
     ("branch-grpo", {"selection": {}}, 2 * (1 + 2 + 4 * 6) + 2 * (2 + 4 * 6), 2 * (2 + 4 * 6)),
     # Steps that start at sigma .5 or above: 5 of 7; log-probs computed again.
     ("op-grpo", {}, N * B + 2 * 5 * B, 5 * B),
-    ("branch-grpo", {"selection.width_prune": "none"}, 2 * (1 + 2 + 4 * 6) + 2 * (2 + 4 * 5), 2 * (2 + 4 * 5)),
-    ("sol-rl", {}, 2 * 8 * 4 + N * B + 2 * 3 * B, 3 * B),  # looks at 8 initial noises of each prompt, in 4 steps
+    (
+        "branch-grpo",
+        {"selection.width_prune": "none"},
+        2 * (1 + 2 + 4 * 6) + 2 * (2 + 4 * 5),
+        2 * (2 + 4 * 5),
+    ),
+    (
+        "sol-rl",
+        {},
+        2 * 8 * 4 + N * B + 2 * 3 * B,
+        3 * B,
+    ),  # looks at 8 initial noises of each prompt, in 4 steps
     ("rollout-correction", {}, SHARED + 2 * 3 * B, 3 * B),  # log-probs computed again
     ("mix-grpo-flash", {}, 2 + 4 * B + 3 * B, 3 * B),  # 5 steps
 ]

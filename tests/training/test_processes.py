@@ -21,7 +21,17 @@ from training.small_runs import CHEAP, metrics_of, reproducible, saved_tensors, 
 # Where the process that writes stands; everything else must not depend on how many there are.
 OF_PROCESSES = {"processes", "samples_local"}
 # Adam's first steps are signs, which rounding turns where a gradient is nearly 0. These follow its size.
-QUICK = ["dense-grpo", "diffusion-nft", "euphonium", "flow-grpo", "gcpo", "op-grpo", "otca", "sol-rl", "tree-grpo"]
+QUICK = [
+    "dense-grpo",
+    "diffusion-nft",
+    "euphonium",
+    "flow-grpo",
+    "gcpo",
+    "op-grpo",
+    "otca",
+    "sol-rl",
+    "tree-grpo",
+]
 RECIPES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in recipe_names() if name not in QUICK]
 PROPORTIONAL = {"optim.epsilon": 1.0, "optim.learning_rate": 1e-3}
 

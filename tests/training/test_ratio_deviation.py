@@ -22,7 +22,9 @@ def deviation(name, rollout, update, out):
     return line["ratio_deviation"], recipe.objective.clip_range
 
 
-@pytest.mark.parametrize("name", ["flow-grpo", "gcpo", "tempflow-grpo", "tree-grpo", "dense-grpo", "euphonium"])
+@pytest.mark.parametrize(
+    "name", ["flow-grpo", "gcpo", "tempflow-grpo", "tree-grpo", "dense-grpo", "euphonium"]
+)
 def test_the_log_prob_computed_again_is_the_stored_one_at_the_batch_shape_of_the_rollout(name, tmp_path):
     # One sample a pass: the only shape that all levels of a forest and all updates share.
     assert deviation(name, 1, 1, tmp_path / "run")[0] == 0

@@ -188,8 +188,8 @@ def _across_sections(recipe: Recipe) -> list[str]:
         problems.append("rewards: empty, so there is nothing to learn; give at least one")
     elif not finished(recipe.rewards):
         problems.append(
-            f"rewards: '{names[0]}' judges noisy states alone, and metrics need a reward of finished samples; "
-            "add one, with weight 0 if it shall not be learned from"
+            f"rewards: '{names[0]}' judges noisy states alone, and metrics need a reward of finished "
+            "samples; add one, with weight 0 if it shall not be learned from"
         )
     if len(set(names)) < len(names):
         problems.append(f"rewards: two have the same name ({', '.join(sorted(names))}); remove one")
