@@ -238,6 +238,15 @@ RECIPES |= {
         "did you mean 'scenes_scorer'?",
     ),
     "guidance of nothing drawn": ([*NFT, "rollout.guidance={reward: r}"], "guidance steers drawn steps"),
+    "guidance of steps that are not": (
+        [STEPS_REWARD, "rollout.guidance={reward: scenes_scorer, steps: [6, 7]}", "credit={kind: process}"],
+        "guidance.steps=[6, 7]: drawn steps are 0 .. 6",
+    ),
+    "no step to train on": (
+        ["rollout.plan={kind: window, size: 1, start: 5, move: fixed}", "selection.sigma_min=0.5"],
+        "selection: sigma_min=0.5",
+        "all trained steps [5]",
+    ),
     "replay with stored log-probs": (["replay={}"], "replay: rows of earlier", "old_log_prob=recompute"),
     "replay without means": (
         ["replay={}", "objective.old_log_prob=recompute", "objective.ratio=guard"],

@@ -83,6 +83,11 @@ class Rollout(Part):
             raise ValueError(
                 f"guidance steers drawn steps, and the plan '{self.plan.kind}' draws none; leave it out"
             )
+        if self.guidance is not None and max(self.guidance.steps or (0,)) > self.steps - 2:
+            raise ValueError(
+                f"guidance.steps={list(self.guidance.steps or ())}: drawn steps are 0 .. {self.steps - 2} of "
+                f"steps={self.steps}; leave the others out"
+            )
         if self.probes and not self.plan.stochastic:
             raise ValueError(
                 f"probes score the states of drawn steps, and the plan '{self.plan.kind}' draws none; leave "
