@@ -107,10 +107,7 @@ RECIPES = {
     "unknown weights of the objective": (["objective.kl_weight=1", "objective.reference=base"], "'base'"),
     "weights from unknown ones": (["weights.reference.from=base"], "weights.reference.from", "'base'"),
     "weights from later ones": (
-        [
-            "weights={a: {from: b, update: {kind: frozen}}, b: {update: {kind: frozen}}}",
-            "evaluation.weights=policy",
-        ],
+        ["weights.a={from: b, update: {kind: frozen}}", "weights.b={update: {kind: frozen}}"],
         "weights.a.from: 'b' comes later",
     ),
     "the trained weights again": (
@@ -132,6 +129,165 @@ RECIPES = {
         "iterations",
         "expected a whole number, got {'x': {'y': 1}}",
     ),
+}
+
+
+STEPS_REWARD = "rewards=[brightness, {kind: scorer, at: steps}]"
+TREE = "rollout.plan={kind: tree, branching: 2, size: 2, forks: [0, 1]}"
+NFT = [
+    "rollout.plan={kind: deterministic}",
+    "rollout.kernel=null",
+    "objective={kind: forward, rule: {kind: implicit}}",
+    "weights.old={update: {kind: copy}}",
+]
+RECIPES |= {
+    "a tree of no children": (
+        ["rollout.plan={kind: tree, branching: 0}"],
+        "branching",
+        "equal to 1",
+        "got 0",
+    ),
+    "forks outside the window": (
+        ["rollout.plan={kind: tree, branching: 2, size: 3, forks: [1, 3]}", "rollout.seed_groups=1"],
+        "rollout.plan.forks=[1, 3]",
+        "0 .. 2; move them there",
+    ),
+    "a tree without forks": (
+        ["rollout.plan={kind: tree, branching: 2, forks: []}", "rollout.seed_groups=1"],
+        "rollout.plan.forks=[]",
+    ),
+    "a tree that does not fill the group": (
+        ["rollout.plan={kind: tree, branching: 3, forks: [0]}", "rollout.seed_groups=1"],
+        "branching=3 at 1 steps ends in 3 samples",
+        "is 4; make them equal",
+    ),
+    "a tree past the end": (
+        ["rollout.plan={kind: tree, branching: 2, size: 2, start: 6, move: fixed}", "rollout.seed_groups=1"],
+        "size=2 from start=6 reaches past step 6",
+    ),
+    "tree credit without a tree": (["credit={kind: tree}"], "'tree' credits the edges of a tree"),
+    "a tree summed after normalising at steps": (
+        [TREE, "rollout.seed_groups=1", "credit={kind: tree, normalize_at: step, combine: sum_advantages}"],
+        "credit",
+        "use combine=sum_rewards",
+    ),
+    "chunks of prompts with windows of their own": (
+        [
+            "rollout.plan={kind: window, size: 2, move: random, per_prompt: true}",
+            "objective={kind: chunk_ratio, chunks: [2]}",
+        ],
+        "train the same steps in a row",
+        "without per_prompt",
+    ),
+    "chunks of a tree": (
+        [TREE, "rollout.seed_groups=1", "objective={kind: chunk_ratio, chunks: [2]}"],
+        "train the same steps in a row",
+    ),
+    "a window for each prompt that is not drawn": (
+        ["rollout.plan={kind: window, size: 1, per_prompt: true}"],
+        "per_prompt needs a window that is drawn",
+        "move=random",
+    ),
+    "probes that nobody reads": (["rollout.probes=true"], "rollout.probes: only credit 'dense' reads them"),
+    "dense credit without probes": (["credit={kind: dense}"], "set rollout.probes=true"),
+    "process credit without a reward of states": (
+        ["credit={kind: process}"],
+        "'process' reads a reward of noisy states",
+        "{kind: scorer, at: steps}",
+    ),
+    "process credit of nothing": (
+        ["credit={kind: process, outcome_weight: 0, process_weight: 0}"],
+        "credit",
+        "are both 0",
+    ),
+    "a reward of states that nobody reads": (
+        [STEPS_REWARD],
+        "rewards: 'scenes_scorer' judges noisy states, which only credit 'process'",
+    ),
+    "no reward of samples": (
+        ["rewards=[{kind: scorer, at: steps}]", "credit={kind: process, outcome_weight: 0}"],
+        "rewards: 'scenes_scorer' judges noisy states alone",
+        "add one",
+    ),
+    "a scorer of a world without one": (
+        ["rewards=[{kind: scorer, world: glyphs}]"],
+        "the world 'glyphs' has no scorer",
+        "scenes",
+    ),
+    "candidates that nobody judges": (
+        ["rollout.plan={kind: candidates, num_candidates: 2}"],
+        "'candidates' end where they are judged",
+        "compare: siblings",
+    ),
+    "candidates that share noise": (
+        [
+            "rollout.plan={kind: candidates, num_candidates: 2}",
+            "rollout.seed_groups=2",
+            STEPS_REWARD,
+            "credit={kind: process, compare: siblings}",
+        ],
+        "ends in one sample, not 2",
+    ),
+    "guidance by no reward": (
+        ["rollout.guidance={reward: scenes_scorer}"],
+        "rollout.guidance.reward='scenes_scorer': no reward of noisy states is called that",
+    ),
+    "guidance by another reward": (
+        [STEPS_REWARD, "rollout.guidance={reward: scene_scorer}", "credit={kind: process}"],
+        "'scene_scorer'",
+        "did you mean 'scenes_scorer'?",
+    ),
+    "guidance of nothing drawn": ([*NFT, "rollout.guidance={reward: r}"], "guidance steers drawn steps"),
+    "guidance of steps that are not": (
+        [STEPS_REWARD, "rollout.guidance={reward: scenes_scorer, steps: [6, 7]}", "credit={kind: process}"],
+        "guidance.steps=[6, 7]: drawn steps are 0 .. 6",
+    ),
+    "no step to train on": (
+        ["rollout.plan={kind: window, size: 1, start: 5, move: fixed}", "selection.sigma_min=0.5"],
+        "selection: sigma_min=0.5",
+        "all trained steps [5]",
+    ),
+    "replay with stored log-probs": (["replay={}"], "replay: rows of earlier", "old_log_prob=recompute"),
+    "replay without means": (
+        ["replay={}", "objective.old_log_prob=recompute", "objective.ratio=guard"],
+        "replay: rows of earlier",
+    ),
+    "correction of stored log-probs": (["objective.correction={}"], "set old_log_prob=recompute"),
+    "perturbed conditions under a ratio": (
+        ["rollout.perturbation={}"],
+        "rollout.perturbation: samples are drawn under other conditions",
+        "such as nft",
+    ),
+    "exploring drawn steps": (
+        ["rollout.explore={pool: 8, steps: 2}"],
+        "rollout.explore: a sample can be drawn again from its initial noise alone",
+    ),
+    "a pool that is too small": (
+        [*NFT, "rollout.explore={pool: 3, steps: 2}"],
+        "explore.pool=3: fewer than the 4 initial noises",
+    ),
+    "exploring by unknown weights": (
+        [*NFT, "rollout.explore={pool: 8, steps: 2, weights: cheap}"],
+        "rollout.explore.weights",
+        "'cheap'",
+    ),
+    "a tail after windows of prompts": (
+        ["rollout.plan={kind: window, size: 1, move: random, per_prompt: true}", "rollout.tail=0.5"],
+        "tail shortens what follows the last drawn step",
+    ),
+    "a tail of nothing drawn": ([*NFT, "rollout.tail=0.5"], "tail shortens"),
+    "more of the best than there are": (
+        ["selection.best_of=5"],
+        "selection.best_of=5: a prompt has only 4 samples",
+    ),
+    "width of no tree": (["selection.width_prune=extremes"], "selection.width_prune: prunes a tree"),
+    "depths that move towards data": (["selection.depth_prune={start: 2, stop: 4}"], "moves towards 0"),
+    "selected steps of whole samples": (
+        [*NFT, "selection.sigma_min=0.5"],
+        "selection.sigma_min: acts on trained steps",
+    ),
+    "two clips": (["objective.clip_nats=1"], "clip_nats stands in place of clip_range"),
+    "bounds the wrong way round": (["objective.clip_range_max=1e-5"], "is less than clip_range"),
 }
 
 

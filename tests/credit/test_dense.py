@@ -98,7 +98,7 @@ def test_probes_start_where_drawn_steps_start_and_samples_tell_the_rest(linear_p
 
 
 def test_a_branch_gains_what_its_sample_has_beyond_the_trunk(linear_policy):
-    forest, rollout = forest_of(linear_policy(), Branch(num_branch_steps=1, last_step=0), seed_groups=1)
+    forest, _ = forest_of(linear_policy(), Branch(num_branch_steps=1, last_step=0), seed_groups=1)
     found = assign(DenseCredit(**RAW), forest)
     rewards = quality(forest.latents).view(2, 4)
     of = forest.levels[1].trained

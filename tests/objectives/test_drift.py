@@ -97,7 +97,7 @@ def test_the_first_gradient_of_each_ratio_is_the_published_one(ratio, scale):
 
 def test_guard_weighs_steps_by_their_length():
     levels = torch.tensor([[1.0, 0.9], [0.9, 0.5], [0.5, 0.3]], dtype=torch.float64)
-    rows, velocity, _, z = drifted(sigma=levels[:, 0], sigma_next=levels[:, 1], step=torch.arange(3))
+    rows = drifted(sigma=levels[:, 0], sigma_next=levels[:, 1], step=torch.arange(3))[0]
     weight = step_weights("step_size", rows, Processes())
     inverse = torch.tensor([10, 2.5, 5], dtype=torch.float64)  # 1/.1, 1/.4, 1/.2: mean 5.8333
     assert_close(weight, inverse / inverse.mean())
@@ -108,7 +108,7 @@ def test_rectified_steps_have_gradients_of_one_size(linear_policy):
     sigma = torch.tensor([1.0, 0.7, 0.4], dtype=torch.float64)
     sigma_next = torch.tensor([0.8, 0.6, 0.1], dtype=torch.float64)
     k, s = FlowSDE().coefficients(sigma, sigma_next, torch.ones_like(sigma))
-    rows, velocity, _, z = drifted(sigma=sigma, sigma_next=sigma_next, k=k, std=s, step=torch.arange(3))
+    rows = drifted(sigma=sigma, sigma_next=sigma_next, k=k, std=s, step=torch.arange(3))[0]
     weight = step_weights("rectified", rows, Processes())
     of_step = weight * ((1 - sigma_next) * sigma - k * (1 - sigma)) / s
     assert_close(of_step, of_step[:1].expand(3))

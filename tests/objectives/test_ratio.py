@@ -31,6 +31,13 @@ def test_the_clip_holds_what_went_far_enough_and_frees_the_rest(ratio, advantage
     assert clip_fraction.item() == (slope == 0 and advantage != 0)
 
 
+def test_a_held_ratio_may_be_infinite():
+    log_ratio = torch.tensor([1000.0], requires_grad=True)
+    terms, _ = clipped(log_ratio, torch.tensor([[2.0]]), 0.2)
+    terms.sum().backward()
+    assert terms.item() == pytest.approx(-2.4) and log_ratio.grad.item() == 0
+
+
 def test_each_advantage_is_clipped_by_itself_and_the_terms_are_added():
     log_ratio = torch.tensor([1.5]).log()
     terms, clip_fraction = clipped(log_ratio, torch.tensor([[2.0, -2.0, 1.0]]), 0.2)

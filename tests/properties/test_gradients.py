@@ -122,8 +122,8 @@ def test_the_gradient_is_that_of_the_summed_loss(linear_policy):
     # One bias, float64: central differences of the reported loss.
     policy, objective = linear_policy((2,), torch.float64), ClippedRatio(clip_range=0.5, kl_weight=0.1)
     rows, condition = experience(objective, policy)
-    there = {n: c for n, c in vars(rows).items() if c is not None}
-    rows = Transitions(**{n: c.double() if c.is_floating_point() else c for n, c in there.items()})
+    columns = {n: c.double() if c.is_floating_point() else c for n, c in vars(rows).items() if c is not None}
+    rows = Transitions(**columns)
     (slope,) = gradient(objective, policy, rows, condition, micro_batch=7, share=1.0)
 
     def loss(offset: float) -> float:

@@ -187,12 +187,11 @@ def test_replay_of_the_iterations_own_samples_is_the_gradient_on_policy(linear_p
 def test_replay_of_an_older_policy_is_the_gradient_on_policy_once_it_is_corrected(elements, linear_policy):
     # Reward sum of x², data N(0, 1/4). The chain is affine, x' = c x + s z - J theta, so with C the sum of
     # J_j G_j over drawn steps their gradient of E x_N² is 2 theta C². The last, deterministic step of a
-    # stored
-    # sample is that of the older policy.
+    # stored sample is that of the older policy.
     kernel = FlowSDE(noise_level=1.0)
-    rollout = Rollout(plan=AllSteps(), group_size=12_000, steps=4, kernel=kernel, schedule=Uniform())
+    rollout = Rollout(plan=AllSteps(), group_size=6000, steps=4, kernel=kernel, schedule=Uniform())
     policy = linear_policy((elements,))
-    roots = [Root(0, group, group, 0) for group in range(12_000)]
+    roots = [Root(0, group, group, 0) for group in range(6000)]
     forest = grow(policy, [Prompt("")], roots, rollout, seed=0, iteration=0)
     reward = forest.latents.square().sum(1)
     theta, drift, factor = 0.4, 0.0, 1.0
@@ -222,7 +221,7 @@ def test_replay_of_an_older_policy_is_the_gradient_on_policy_once_it_is_correcte
         policy.bias.data.fill_(theta)
         rows, _ = on_training_path(objective, policy, rows, given, 100_000, Processes())
         policy.bias.grad = None
-        backward(objective, policy, rows, given, 100_000, 1 / 12_000)
+        backward(objective, policy, rows, given, 100_000, 1 / 6000)
         found[name] = policy.bias.grad.mean().item()
-    assert found["corrected"] == pytest.approx(expected, rel=0.15)
+    assert found["corrected"] == pytest.approx(expected, rel=0.25)  # standard error 10 %
     assert abs(found["plain"] - expected) > 0.3 * abs(expected)

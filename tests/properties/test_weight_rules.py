@@ -8,6 +8,7 @@ from thalweg.training.weight_rules import (
     EMA,
     Copy,
     Frozen,
+    Rounded,
     WeightRule,
     add_named,
     after_iteration,
@@ -112,6 +113,24 @@ def test_a_set_starts_from_the_one_it_follows():
     assert (value(weights, "reference"), value(weights, "old")) == (1, 5)
 
 
+def test_a_rounded_set_is_its_source_in_low_precision_from_the_start():
+    # int8 of one block: the largest value is 127 units, 1 = 12.7 units is held as 13.
+    def held(largest, *others):
+        return [largest, *(round(x / largest * 127) * largest / 127 for x in others)]
+
+    weights = NamedWeights({"w": nn.Parameter(torch.tensor([10.0, 1.0, -3.3]))})
+    rules = {"cheap": WeightRule(update=Rounded(format="int8", block_size=4))}
+    add_named(weights, rules)
+    assert weights.tensors("cheap")["w"].tolist() == pytest.approx(held(10.0, 1.0, -3.3))
+    with torch.no_grad():
+        weights.parameters["w"].copy_(torch.tensor([5.0, 2.0, -0.01]))
+    after_update(weights, rules, 1)
+    assert weights.tensors("cheap")["w"].tolist() == pytest.approx(held(10.0, 1.0, -3.3))
+    after_iteration(weights, rules, 1)
+    assert weights.tensors("cheap")["w"].tolist() == pytest.approx(held(5.0, 2.0, -0.01))
+    assert weights.tensors("policy")["w"].tolist() == pytest.approx([5.0, 2.0, -0.01])
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -121,6 +140,8 @@ def test_a_set_starts_from_the_one_it_follows():
         {"kind": "copy", "every": 0},
         {"kind": "frozen", "decay": 0.5},
         {"kind": "average"},
+        {"kind": "rounded", "format": "fp8"},
+        {"kind": "rounded", "block_size": 0},
     ],
 )
 def test_rules_without_meaning_are_refused(wrong):

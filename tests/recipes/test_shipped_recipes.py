@@ -44,7 +44,12 @@ def test_a_recipe_trains_and_reports_with_documented_metrics(name, tmp_path):
     assert lines[-1]["evaluations"] > lines[-1]["backwards"] > 0
 
 
-@pytest.mark.parametrize("name", recipe_names())
+WEIGHTS = ["diffusion-nft", "flow-grpo", "rollout-correction", "sol-rl", "tree-grpo"]
+
+
+@pytest.mark.parametrize(
+    "name", WEIGHTS + [pytest.param(n, marks=pytest.mark.slow) for n in recipe_names() if n not in WEIGHTS]
+)
 def test_a_recipe_moves_the_weights_it_trains_and_keeps_its_reference(name, tiny_world, tmp_path):
     run = train(small(name, {"optim.learning_rate": 0.01}), tmp_path / "run")
     base = load_run(run.path).recipe.model.load().weights.tensors("policy")

@@ -51,7 +51,7 @@ def test_the_log_prob_of_a_guided_step_is_that_of_the_unguided_one(linear_policy
     )
     rows = objective.experience(forest, advantages, seed=0, iteration=0)
     assert backward(objective, policy, rows, forest.condition, 8, 1.0).ratio_deviation == 0
-    sigma, sigma_next = rows.sigma[0].item(), rows.sigma_next[0].item()
+    sigma_next = rows.sigma_next[0].item()
     v = rows.x[:4]  # the exact flow at sigma = 1
     mean = (1 - sigma_next) * (rows.x[:4] - v) + rows.k[0] * rows.x[:4]
     expected = torch.distributions.Normal(mean, rows.std[0]).log_prob(rows.x_next[:4]).mean(1)

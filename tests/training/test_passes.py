@@ -41,6 +41,14 @@ CASES = [
     ("dense-grpo", {}, N * B + 28 * B + K * B, K * B),
     ("step-grpo", {}, N * B + 3 * K * B, 3 * K * B),  # 3 candidates a step
     ("branch-grpo", {"selection": {}}, 2 * (1 + 2 + 4 * 6) + 2 * (2 + 4 * 6), 2 * (2 + 4 * 6)),
+    # Steps that start at sigma .5 or above: 5 of 7; log-probs computed again.
+    ("op-grpo", {}, N * B + 2 * 5 * B, 5 * B),
+    (
+        "branch-grpo",
+        {"selection.width_prune": "none"},
+        2 * (1 + 2 + 4 * 6) + 2 * (2 + 4 * 5),
+        2 * (2 + 4 * 5),
+    ),
     (
         "sol-rl",
         {},

@@ -5,6 +5,7 @@ import pytest
 from thalweg.objectives import Forward
 from thalweg.training.loop import train
 from thalweg.training.recipe import load_recipe, recipe_names
+from training.several_processes import on_processes
 from training.small_runs import small, trains
 
 POLICY_GRADIENT = [name for name in recipe_names() if load_recipe(name).rollout.plan.stochastic]
@@ -45,6 +46,15 @@ def test_the_policy_is_at_all_its_anchors_before_the_first_update_exactly(name, 
     )
     at = [value for key, value in line.items() if key.startswith(("distance/", "log_ratio", "clip_fraction"))]
     assert at and all(value == 0 for value in at)
+
+
+@pytest.mark.parametrize("name", ["dense-grpo", "flow-grpo", "op-grpo", "tree-grpo"])
+def test_processes_that_share_the_samples_move_no_ratio(name, tiny_world, tmp_path):
+    recipe = small(name, {"iterations": 1, "optim.micro_batch": 3})
+    on_processes(2, lambda: train(recipe, tmp_path / "run"))
+    (line,) = trains(tmp_path / "run")
+    assert line["processes"] == 2
+    assert line["ratio_deviation"] < 0.01 * recipe.objective.clip_range
 
 
 @pytest.mark.parametrize(("old_log_prob", "is_off"), [("stored", True), ("recompute", False)])

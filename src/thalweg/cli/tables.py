@@ -19,8 +19,9 @@ def print_table(title: str, rows: list[Row], as_json: bool) -> None:
         typer.echo(json.dumps(rows))
         return
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for place, column in enumerate(rows[0]):
-        table.add_column(column, overflow="fold", no_wrap=place == 0)
+    for number, column in enumerate(rows[0]):
+        # Names stay whole, to be copied.
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*("yes" if v is True else "NO" if v is False else str(v) for v in row.values()))
     Console().print(table)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -82,10 +82,7 @@ class Selection(Part):
         if self.trained_fraction < 1:
             keep &= self._drawn(rows, seed, iteration)
         if isinstance(rows, Transitions):
-            keep &= rows.sigma >= self.sigma_min
-            if self.depth_prune is not None:
-                behind = rows.step - self.depth_prune.first(iteration)
-                keep &= (behind < 0) | (behind >= self.depth_prune.size)
+            keep &= self.keeps_step(rows.step, rows.sigma, iteration)
             if self.width_prune != "none":
                 keep &= self._wide(rows)
             # Before any row is dropped: which ones are differs between processes.
@@ -95,6 +92,16 @@ class Selection(Part):
                 weight = weight / torch.bincount(level)[level]
             rows = replace(rows, weight=weight)
         return rows.index(keep)
+
+    def keeps_step(
+        self, step: Int64[Tensor, " B"], sigma: Float[Tensor, " B"], iteration: int
+    ) -> Bool[Tensor, " B"]:
+        """Whether steps are trained on, by their number and the noise level they start at."""
+        keep = sigma >= self.sigma_min
+        if self.depth_prune is None:
+            return keep
+        behind = step - self.depth_prune.first(iteration)
+        return keep & ((behind < 0) | (behind >= self.depth_prune.size))
 
     def _extreme(self, rows: Rows, count: int, processes: Processes) -> Bool[Tensor, " B"]:
         """Rows of the samples of each prompt with the highest and the lowest advantages, ties by number."""

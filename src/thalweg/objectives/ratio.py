@@ -32,11 +32,15 @@ def clipped(
     arXiv:1707.06347, Eq. 7), and the share of rewards for which the clip takes the gradient away. `below` and
     `above` are c on either side; without `above` the same.
     """
-    ratio = log_ratio.exp()[:, None].expand_as(advantages)
+    logs = log_ratio[:, None].expand_as(advantages)
+    ratio = logs.detach().exp()
     low = torch.as_tensor(1 - below, dtype=ratio.dtype)
     high = torch.as_tensor(1 + (below if above is None else above), dtype=ratio.dtype)
-    free, held = -advantages * ratio, -advantages * ratio.minimum(high).maximum(low)
-    return free.maximum(held).sum(1), (held > free).float().mean(1).detach()
+    held = -advantages * ratio.minimum(high).maximum(low)
+    is_held = held > -advantages * ratio
+    # Left out before exp: a held ratio may be infinite, and its gradient times 0 is no number.
+    free = -advantages * torch.where(is_held, 0, logs).exp()
+    return torch.where(is_held, held, free).sum(1), is_held.float().mean(1)
 
 
 def masked(

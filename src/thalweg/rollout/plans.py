@@ -8,6 +8,8 @@ N denoising steps; `leaves` is how many samples one root shall end in.
 """
 
 import math
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
@@ -306,6 +308,17 @@ def last_drawn(layout: Layout) -> int:
 
 def _drawn(layout: Layout) -> list[int]:
     return [i for i, roles in enumerate(layout) if any(c.stochastic for row in roles.values() for c in row)]
+
+
+def only_trained(layout: Layout, steps: Collection[int]) -> Layout:
+    """The layout with no other step trained than these."""
+    return tuple(
+        {
+            role: tuple(replace(child, trained=child.trained and i in steps) for child in children)
+            for role, children in roles.items()
+        }
+        for i, roles in enumerate(layout)
+    )
 
 
 def with_probes(layout: Layout) -> Layout:

@@ -1,5 +1,7 @@
 """The `rollout` section of a recipe: how many samples, over which noise levels, with which randomness."""
 
+from collections.abc import Collection
+
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -13,7 +15,7 @@ from thalweg.models.weights import POLICY
 from thalweg.rollout.explore import Explore
 from thalweg.rollout.guidance import Guidance
 from thalweg.rollout.perturbation import Perturbation
-from thalweg.rollout.plans import Plan, last_drawn, with_probes
+from thalweg.rollout.plans import Plan, last_drawn, only_trained, with_probes
 
 
 class Rollout(Part):
@@ -81,6 +83,11 @@ class Rollout(Part):
             raise ValueError(
                 f"guidance steers drawn steps, and the plan '{self.plan.kind}' draws none; leave it out"
             )
+        if self.guidance is not None and max(self.guidance.steps or (0,)) > self.steps - 2:
+            raise ValueError(
+                f"guidance.steps={list(self.guidance.steps or ())}: drawn steps are 0 .. {self.steps - 2} of "
+                f"steps={self.steps}; leave the others out"
+            )
         if self.probes and not self.plan.stochastic:
             raise ValueError(
                 f"probes score the states of drawn steps, and the plan '{self.plan.kind}' draws none; leave "
@@ -121,12 +128,17 @@ class Rollout(Part):
             layout = (*layout[:head], *layout[-1:] * (steps - head))
         return with_probes(layout) if self.probes else layout
 
-    def passes(self, seed: int, iteration: int, prompts: int) -> tuple[int, int]:
-        """(network passes, trained edges) of an iteration with that many prompts; what exploring takes is not
-        in it.
+    def passes(
+        self, seed: int, iteration: int, prompts: int, steps: Collection[int] | None = None
+    ) -> tuple[int, int]:
+        """(network passes, trained edges, of `steps` alone where they are given) of an iteration with that
+        many prompts; what exploring takes is not in it.
         """
         slots = range(prompts) if self._per_prompt else (0,)
-        counts = [count_passes(self.layout(seed, iteration, slot)) for slot in slots]
+        layouts = [self.layout(seed, iteration, slot) for slot in slots]
+        if steps is not None:
+            layouts = [only_trained(layout, steps) for layout in layouts]
+        counts = [count_passes(layout) for layout in layouts]
         times = self.num_roots * prompts // len(slots)
         return sum(passes for passes, _, _ in counts) * times, sum(n for _, n, _ in counts) * times
 

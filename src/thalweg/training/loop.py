@@ -157,6 +157,7 @@ def iterate(
         scores = judge(recipe, policy, forest)
         if recipe.run.invalid_rewards == "raise":
             require_finite(scores.leaves, forest.leaf_prompts)
+            require_finite(scores.probes, forest.probe_prompts)
         scores = without_infinite(scores)
     with clock.stage("credit"):
         advantages = recipe.credit.assign(forest, scores, weights_of(recipe.rewards), processes)

@@ -24,7 +24,7 @@ class BatchPlan:
     rollout_passes: int
     """Network passes of one sample that the rollout takes, over all processes."""
     gradient_passes: int
-    """Passes with gradient, where no row is dropped."""
+    """Passes with gradient, where no sample is dropped or pruned and none is replayed."""
     other_passes: int
     """Passes of the update without gradient: anchors, first sweeps, log-probs computed again."""
     updates: int
@@ -48,12 +48,16 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
             f"{recipe.rollout.num_roots} initial "
             f"noises do not split over {processes} processes: their product must be a multiple of {processes}"
         )
-    passes, trained = recipe.rollout.passes(recipe.seed, 0, recipe.data.prompts_per_iteration)
+    sigma = recipe.rollout.sigmas(recipe.seed, 0)[:-1]
+    steps = recipe.selection.keeps_step(torch.arange(len(sigma)), sigma, 0).nonzero().flatten().tolist()
+    prompts = recipe.data.prompts_per_iteration
+    passes, stored = recipe.rollout.passes(recipe.seed, 0, prompts)
+    trained = recipe.rollout.passes(recipe.seed, 0, prompts, steps)[1]
     if recipe.rollout.explore is not None:
         explore = recipe.rollout.explore
         looks = len(recipe.rollout.solver.grid(recipe.rollout.schedule.sigmas(explore.steps))) - 1
-        passes += recipe.data.prompts_per_iteration * explore.pool * looks
-    samples = recipe.data.prompts_per_iteration * recipe.rollout.group_size
+        passes += prompts * explore.pool * looks
+    samples = prompts * recipe.rollout.group_size
     levels = getattr(recipe.objective, "sigmas", None)
     if levels is None:
         of_sample = trained / samples
@@ -63,7 +67,7 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         of_sample = levels.num_sigmas
     unit = recipe.objective.unit
     # Of a prompt's samples, a pair is what a loss term depends on.
-    trained_samples = 2 * recipe.data.prompts_per_iteration if unit == "pair" else samples
+    trained_samples = 2 * prompts if unit == "pair" else samples
     rows, anchors = round(trained_samples * of_sample), len(recipe.objective.anchors)
     if recipe.selection.best_of is not None:
         rows = rows * min(recipe.selection.best_of, recipe.rollout.group_size) // recipe.rollout.group_size
@@ -72,18 +76,17 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
     if unit == "sample" and of_sample > recipe.optim.micro_batch:
         others += rows * (1 + anchors)
     if unit in WIDE:
-        prompts = torch.arange(recipe.data.prompts_per_iteration)
-        parts = prompts.tensor_split(recipe.optim.updates_per_iteration)
-        updates = (len(part) * (rows // len(prompts)) // processes for part in parts)
+        parts = torch.arange(prompts).tensor_split(recipe.optim.updates_per_iteration)
+        updates = (len(part) * (rows // prompts) // processes for part in parts)
         others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (1 + anchors)
     if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
         others += rows * (1 + anchors)
     of_edge = 3 if keeps_mean(recipe.objective) else 2
-    states = of_edge * trained if levels is None else round(2 * samples * of_sample)
+    states = of_edge * stored if levels is None else round(2 * samples * of_sample)
     size = math.prod(policy.latent_shape) * torch.float32.itemsize
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
     return BatchPlan(
-        prompts=recipe.data.prompts_per_iteration,
+        prompts=prompts,
         group_size=recipe.rollout.group_size,
         processes=processes,
         roots_per_process=roots // processes,

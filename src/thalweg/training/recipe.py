@@ -216,8 +216,7 @@ def _across_sections(recipe: Recipe) -> list[str]:
     elif not finished(recipe.rewards):
         problems.append(
             f"rewards: '{names[0]}' judges noisy states alone, and metrics need a reward of finished "
-            "samples; "
-            "add one, with weight 0 if it shall not be learned from"
+            "samples; add one, with weight 0 if it shall not be learned from"
         )
     if len(set(names)) < len(names):
         problems.append(f"rewards: two have the same name ({', '.join(sorted(names))}); remove one")
@@ -293,6 +292,14 @@ def _selection_problems(recipe: Recipe) -> list[str]:
         for name, is_set in of_steps.items()
         if is_set and not on_path
     ]
+    if on_path and rollout.plan.stochastic:
+        trained = torch.tensor(trained_steps(rollout, recipe.seed, 0))
+        sigma = rollout.sigmas(recipe.seed, 0)[trained]
+        if not chosen.keeps_step(trained, sigma, 0).any():
+            problems.append(
+                f"selection: sigma_min={chosen.sigma_min:g} and depth_prune leave out all trained steps "
+                f"{trained.tolist()} of the first iteration; keep some"
+            )
     if chosen.width_prune != "none" and not isinstance(rollout.plan, Tree):
         problems.append(
             f"selection.width_prune: prunes a tree, and the plan '{rollout.plan.kind}' grows none; "

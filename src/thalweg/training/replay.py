@@ -118,11 +118,9 @@ class ReplayBuffer:
         held = tensors["x"]
         if tuple(held.shape[1:]) != latent_shape:
             raise UserError(
-                f"{source}: the replay buffer holds latents of shape {tuple(held.shape[1:])}, this "
-                "model's have "
-                f"{latent_shape}; resume with the model it was written with, or remove the file to go "
-                "on with "
-                "an empty buffer"
+                f"{source}: the replay buffer holds latents of shape {tuple(held.shape[1:])}, this model's "
+                f"have {latent_shape}; resume with the model it was written with, or remove the file to go "
+                "on with an empty buffer"
             )
         tensors = dict(tensors)
         self.born, self.next_number = tensors.pop("born"), int(tensors.pop("next_number"))

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from thalweg.core.processes import Processes
+from thalweg.rewards import score, score_steps, value_of
+from thalweg.rewards.scorer import ScorerReward
+from thalweg.rollout import Deterministic, Rollout, grow, rank_agreement
+from thalweg.training.collect import agreement, collect, judge, roots_of
+from thalweg.training.recipe import load_recipe
+from thalweg.training.weight_rules import add_named
+from training.small_runs import small
+
+
+def explored(tiny_policy, prompts, overrides=()):
+    recipe, policy = small("sol-rl", dict(overrides)), tiny_policy()
+    add_named(policy.weights, recipe.weights)
+    return recipe, policy, collect(recipe, policy, prompts[:2], Processes(), iteration=0)
+
+
+def test_the_initial_noises_of_the_best_and_the_worst_cheap_samples_are_drawn_again(tiny_policy, prompts):
+    recipe, policy, found = explored(tiny_policy, prompts)
+    cheap = Rollout(
+        plan=Deterministic(),
+        group_size=8,
+        steps=recipe.rollout.explore.steps,
+        schedule=recipe.rollout.schedule,
+        solver=recipe.rollout.solver,
+        weights="cheap",
+    )
+    looks = grow(policy, prompts[:2], roots_of(2, 8), cheap, seed=0, iteration=0)
+    rewards = score(recipe.rewards, policy.decode(looks.latents), looks.leaf_prompts)["brightness"].view(2, 8)
+    order = rewards.argsort(1)
+    expected = torch.cat([order[:, :2], order[:, -2:]], 1).sort(1).values
+    assert found.forest.leaves.seed_group.view(2, 4).tolist() == expected.tolist()
+    assert list(found.looks.values()) == pytest.approx(
+        rewards.gather(1, expected).flatten().tolist(), abs=1e-6
+    )
+
+    # Drawn again: the same initial noises, all steps, the weights that act.
+    own = recipe.rollout.model_copy(update={"explore": None})
+    again = grow(
+        policy,
+        prompts[:2],
+        [r for r in roots_of(2, 8) if r.seed_group in expected[r.prompt_slot].tolist()],
+        own,
+        seed=0,
+        iteration=0,
+    )
+    assert_close(found.forest.latents, again.latents, atol=1e-5, rtol=0)
+
+
+def test_the_agreement_is_that_of_the_cheap_and_the_whole_samples(tiny_policy, prompts):
+    recipe, policy, found = explored(tiny_policy, prompts)
+    scores = judge(recipe, policy, found.forest).leaves
+    metrics = agreement(found, scores, recipe.rewards, Processes())
+    looks = torch.tensor(list(found.looks.values()))
+    expected = rank_agreement(looks, scores["brightness"])
+    assert metrics == {"explore/rank_agreement": pytest.approx(expected)}
+    # The very same samples, looked at in full and drawn again, rank alike.
+    same = {"rollout.explore": {"pool": 8, "steps": 8}, "rollout.weights": "policy"}
+    recipe, policy, found = explored(tiny_policy, prompts, same)
+    scores = judge(recipe, policy, found.forest).leaves
+    assert agreement(found, scores, recipe.rewards, Processes()) == {
+        "explore/rank_agreement": pytest.approx(1)
+    }
+
+
+def test_states_are_judged_at_their_own_noise_level_for_their_own_prompt(tiny_policy, prompts):
+    recipe, policy = small("step-grpo"), tiny_policy()
+    forest = collect(recipe, policy, prompts[:2], Processes(), iteration=0).forest
+    found = score_steps(recipe.rewards, forest)["scenes_scorer"]
+    for level, values in zip(forest.levels, found, strict=True):
+        assert values.isfinite().tolist() == level.trained.tolist()
+    level, values = forest.levels[3], found[3]
+    with torch.no_grad():
+        for row in (0, 5, len(values) - 1):
+            prompt = prompts[int(forest.roots.prompt_slot[level.root[row]])]
+            x = level.latents[level.row[row]][None]
+            expected = ScorerReward().score_latents(x, level.sigma, [prompt])[0]
+            assert values[row].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_guidance_climbs_the_reward_it_names():
+    recipe = load_recipe("euphonium")
+    value = value_of(recipe.rewards, recipe.rollout.guidance.reward)
+    assert value.__self__ == next(r for r in recipe.rewards if r.name == "scenes_scorer")
