@@ -9,10 +9,15 @@ from thalweg.objectives.balance import Balance
 from thalweg.objectives.chunk_ratio import ChunkRatio
 from thalweg.objectives.clipped_ratio import ClippedRatio
 from thalweg.objectives.forward import Forward
+from thalweg.objectives.reward_gradient import RewardGradient
 
 Objective = Annotated[
-    SerializeAsAny[Annotated[ClippedRatio | ChunkRatio | Forward | Balance, Field(discriminator="kind")]],
+    SerializeAsAny[
+        Annotated[
+            ClippedRatio | ChunkRatio | Forward | Balance | RewardGradient, Field(discriminator="kind")
+        ]
+    ],
     OWN_PART,
 ]
 
-__all__ = ["Balance", "ChunkRatio", "ClippedRatio", "Forward", "Objective"]
+__all__ = ["Balance", "ChunkRatio", "ClippedRatio", "Forward", "Objective", "RewardGradient"]

@@ -29,6 +29,7 @@ from thalweg.training.collect import agreement, collect, judge
 from thalweg.training.data import draw_prompts, load_prompts, require_judged
 from thalweg.training.memory import peak_megabytes
 from thalweg.training.optimise import make_optimizer, update
+from thalweg.training.pathwise import Judge, judge_of
 from thalweg.training.plan import batch_plan
 from thalweg.training.recipe import Recipe
 from thalweg.training.replay import ReplayBuffer, mixed
@@ -167,7 +168,8 @@ def iterate(
         rows = needed(recipe.objective.unit, rows, processes)
     with clock.stage("update"):
         rows, condition = with_replayed(recipe, rows, forest.condition, buffer, processes, state.iteration)
-        learned = learn(recipe, policy, optimizer, rows, condition, processes, state)
+        worth = judge_of(policy, recipe.rewards, forest.prompts)
+        learned = learn(recipe, policy, optimizer, rows, condition, processes, state, worth)
     state.iteration += 1
     after_iteration(policy.weights, recipe.weights, state.iteration)
     passes = torch.tensor([policy.passes.evaluations - before[0], policy.passes.backwards - before[1]])
@@ -194,6 +196,7 @@ def learn(
     condition: Condition,
     processes: Processes,
     state: State,
+    worth: Judge | None = None,
 ) -> Metrics:
     """Split the rows into updates by whole units, the same way on any number of processes, and take them."""
     optim, report, deviation, norms = recipe.optim, Report(), 0.0, list[float]()
@@ -210,7 +213,9 @@ def learn(
         if float(weight) == 0:
             continue
         share = 1 / float(weight)
-        done = backward(recipe.objective, policy, part, condition, optim.micro_batch, share, processes)
+        done = backward(
+            recipe.objective, policy, part, condition, optim.micro_batch, share, processes, worth
+        )
         norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
         if not norms:
             deviation = done.ratio_deviation

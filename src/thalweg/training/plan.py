@@ -7,6 +7,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.models import Policy
+from thalweg.objectives.contract import PathwiseContract
 from thalweg.training.recipe import Recipe
 from thalweg.training.units import WIDE
 
@@ -60,13 +61,18 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
             of_sample = max(1, int(recipe.selection.trained_fraction * of_sample))
     else:
         of_sample = levels.num_sigmas
-    unit = recipe.objective.unit
+    unit, path_passes = recipe.objective.unit, (0, 0)
+    if isinstance(recipe.objective, PathwiseContract):
+        path_passes = recipe.objective.passes(len(recipe.rollout.sigmas(recipe.seed, 0)) - 1)
+        of_sample = path_passes[0]
     # Of a prompt's samples, a pair is what a loss term depends on.
     trained_samples = 2 * recipe.data.prompts_per_iteration if unit == "pair" else samples
     rows, anchors = round(trained_samples * of_sample), len(recipe.objective.anchors)
     if recipe.selection.best_of is not None:
         rows = rows * min(recipe.selection.best_of, recipe.rollout.group_size) // recipe.rollout.group_size
     others = rows * anchors
+    if isinstance(recipe.objective, PathwiseContract):
+        others = samples * path_passes[1]
     # What does not fit one micro-batch takes a second sweep, with the anchors' passes.
     if unit == "sample" and of_sample > recipe.optim.micro_batch:
         others += rows * (1 + anchors)
@@ -79,6 +85,8 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         others += rows * (1 + anchors)
     of_edge = 3 if recipe.objective.keeps_mean else 2
     states = of_edge * trained if levels is None else round(2 * samples * of_sample)
+    if isinstance(recipe.objective, PathwiseContract):
+        states = samples * len(recipe.rollout.sigmas(recipe.seed, 0))
     size = math.prod(policy.latent_shape) * torch.float32.itemsize
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
     return BatchPlan(

@@ -16,8 +16,11 @@ from thalweg.core.names import nearest
 from thalweg.core.part import Part
 from thalweg.credit import Credit, DenseCredit, GroupCredit, ProcessCredit, Selection, TreeCredit
 from thalweg.evaluation.benchmark import Evaluation
+from thalweg.flow import Euler
 from thalweg.models import POLICY, DiffusersModel, Model, from_shorthand
-from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward, Objective
+from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward, Objective, RewardGradient
+from thalweg.objectives.contract import PathwiseContract
+from thalweg.objectives.routes import LastSteps, Leap
 from thalweg.objectives.rules import Centred
 from thalweg.objectives.sigma_draw import Grid
 from thalweg.rewards import Reward, judges_steps
@@ -194,6 +197,8 @@ def _across_sections(recipe: Recipe) -> list[str]:
     problems += _selection_problems(recipe)
     if isinstance(recipe.objective, Forward):
         problems += _forward(recipe.objective, recipe)
+    if isinstance(recipe.objective, PathwiseContract):
+        problems += _pathwise(recipe.objective, recipe)
     if recipe.objective.unit in WIDE:
         problems += _whole_groups(recipe)
     if recipe.evaluation.diversity_prompts and recipe.evaluation.diversity_group < 2:
@@ -359,6 +364,54 @@ def _forward(objective: Forward, recipe: Recipe) -> list[str]:
                 f"objective.sigmas.num_sigmas={sigmas.num_sigmas}: the rollout has only {levels} levels to "
                 "draw from; give fewer, a larger noisy_fraction, or a smaller skip"
             )
+    return problems
+
+
+def _pathwise(objective: Any, recipe: Recipe) -> list[str]:
+    """What keeps a pathwise objective from its states, its sampling steps or the reward's gradient."""
+    problems, rollout, kind = [], recipe.rollout, objective.kind
+    if objective.reads_reward:
+        problems += [
+            f"rewards: '{reward.name}' has no gradient, and objective '{kind}' learns from nothing else; "
+            "use rewards that have one, such as {kind: scorer}"
+            for reward in recipe.rewards
+            if not reward.differentiable
+        ]
+        if isinstance(recipe.model, DiffusersModel):
+            problems.append(
+                f"objective.kind: '{kind}' needs the gradient of decoding, and a diffusers model hands none "
+                "back yet; use another objective"
+            )
+    if recipe.selection.drop_zero:
+        problems.append(
+            f"selection.drop_zero: objective '{kind}' learns from samples of advantage 0 too; give false"
+        )
+    if not isinstance(rollout.solver, Euler):
+        problems.append(
+            f"rollout.solver: '{rollout.solver.kind}', and objective '{kind}' takes the steps of euler up "
+            "again; use euler"
+        )
+    if isinstance(objective, RewardGradient):
+        problems += _route(objective, recipe)
+    return problems
+
+
+def _route(objective: RewardGradient, recipe: Recipe) -> list[str]:
+    """What a route needs of the rollout."""
+    rollout, route, problems = recipe.rollout, objective.route, []
+    steps = len(rollout.sigmas(recipe.seed, 0)) - 1
+    if rollout.plan.stochastic:
+        problems.append(
+            f"objective.kind: 'reward_gradient' goes along the flow, and the plan '{rollout.plan.kind}' draws "
+            "steps; use the plan deterministic"
+        )
+    if isinstance(route, LastSteps) and route.num_steps is not None and route.num_steps > steps:
+        problems.append(
+            f"objective.route.num_steps={route.num_steps}: the rollout has only {steps} steps; give fewer, "
+            "or null for all"
+        )
+    if isinstance(route, Leap) and steps < 2:
+        problems.append(f"rollout.steps={steps}: two leaps start from two steps; give 2 or more")
     return problems
 
 
