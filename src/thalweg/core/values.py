@@ -1,6 +1,7 @@
 """What flows through a run: prompts, conditions, and the rows that objectives read.
 
-Axes: B rows, S states, M noise levels, K trained transitions, R rewards, F frames, A audio channels, T audio samples, ... latent axes.
+Axes: B rows, S states, M noise levels, K trained transitions, R rewards, F frames, A audio channels, T audio
+samples, ... latent axes.
 Every column of a table has one entry a row.
 """
 

@@ -13,9 +13,7 @@ from thalweg.objectives.reward_gradient import RewardGradient
 
 Objective = Annotated[
     SerializeAsAny[
-        Annotated[
-            ClippedRatio | ChunkRatio | Forward | Balance | RewardGradient, Field(discriminator="kind")
-        ]
+        Annotated[ClippedRatio | ChunkRatio | Forward | Balance | RewardGradient, Field(discriminator="kind")]
     ],
     OWN_PART,
 ]

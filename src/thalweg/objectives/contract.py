@@ -73,6 +73,7 @@ class ObjectiveContract(Protocol):
         ...
 
 
+@runtime_checkable
 class VelocityField(Protocol):
     """The policy at the conditions of some rows, and what their samples are worth.
 

@@ -89,10 +89,7 @@ class RewardGradient(Part):
         self, field: VelocityField, rows: Paths
     ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
         x0, count = self.route.follow(field, rows)
-        if self.relative is None:
-            reward = field.reward(x0)
-        else:
-            reward = self.relative.reward(field, x0, rows)
+        reward = field.reward(x0) if self.relative is None else self.relative.reward(field, x0, rows)
         terms = -reward if self.margin is None else (self.margin - reward).relu()
         report = {"path_reward": reward.detach()}
         if self.margin is not None:

@@ -51,7 +51,8 @@ def grow(
 ) -> Forest:
     """The forest over `roots`, under the weights that `rollout` names.
 
-    `keep_mean` stores the means of trained edges, `keep_states` all states; `value` is the reward that `rollout.guidance` climbs.
+    `keep_mean` stores the means of trained edges, `keep_states` all states; `value` is the reward that
+    `rollout.guidance` climbs.
     """
 
     def to_latent_precision(x: Tensor) -> Tensor:
@@ -196,9 +197,7 @@ def _level(
     is_last = at == len(sigmas) - 1
     below = [() if is_last else layouts[node.root][at][node.child.role] for node in nodes]
     kept = trained | torch.tensor(
-        [
-            keep_states or not children or any(child.trained for child in children) for children in below
-        ],
+        [keep_states or not children or any(child.trained for child in children) for children in below],
         dtype=torch.bool,
     )
     row = torch.where(kept, kept.long().cumsum(0) - 1, -1)

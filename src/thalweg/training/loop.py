@@ -213,9 +213,7 @@ def learn(
         if float(weight) == 0:
             continue
         share = 1 / float(weight)
-        done = backward(
-            recipe.objective, policy, part, condition, optim.micro_batch, share, processes, worth
-        )
+        done = backward(recipe.objective, policy, part, condition, optim.micro_batch, share, processes, worth)
         norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
         if not norms:
             deviation = done.ratio_deviation

@@ -402,7 +402,7 @@ def _route(objective: RewardGradient, recipe: Recipe) -> list[str]:
     steps = len(rollout.sigmas(recipe.seed, 0)) - 1
     if rollout.plan.stochastic:
         problems.append(
-            f"objective.kind: 'reward_gradient' goes along the flow, and the plan '{rollout.plan.kind}' draws "
+            f"objective.kind: 'reward_gradient' follows the flow, and the plan '{rollout.plan.kind}' draws "
             "steps; use the plan deterministic"
         )
     if isinstance(route, LastSteps) and route.num_steps is not None and route.num_steps > steps:

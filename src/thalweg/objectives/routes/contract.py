@@ -1,7 +1,7 @@
 """What a reward gradient asks of a route. Shapes: B rows, S states, M noise levels, ... latent axes."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ Sample = tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]
 """Finished latents with a gradient to the weights, and how much each counts in the loss."""
 
 
+@runtime_checkable
 class RouteContract(Protocol):
     def paths(self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int) -> Paths:
         """Where the ways begin, one or several a sample."""
@@ -48,7 +49,7 @@ def paths_of(
     states: Sequence[Float[Tensor, "B S ..."]],
     sigmas: Sequence[Float[Tensor, "B M"]],
 ) -> Paths:
-    """Rows of each leaf: entry i of the lists holds the i-th row of every leaf; a leaf's rows side by side."""
+    """Rows of each leaf: entry i of the lists holds the i-th row of every leaf; its rows side by side."""
     times, leaves = len(states), forest.leaves
     owner = torch.arange(len(leaves)).repeat_interleave(times)
     return Paths(

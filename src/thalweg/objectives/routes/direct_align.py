@@ -1,5 +1,5 @@
-"""Direct-Align, the route of SRPO (2025, arXiv:2509.06942; Tencent-Hunyuan/SRPO): one step at a high noise level,
-undone exactly with the noise that the sample came from.
+"""Direct-Align, the route of SRPO (2025, arXiv:2509.06942; Tencent-Hunyuan/SRPO): one step at a high noise
+level, undone exactly with the noise that the sample came from.
 
     x_σ = σ z + (1-σ) x0,        high > low
     denoise (row 0):  x' = x_high + (low - high) v_θ(x_high, high),     x̂0 = (x' - low z) / (1 - low)

@@ -40,7 +40,8 @@ class LastSteps(Part):
     detach_input: bool = False
     """No gradient through the input of the network, only through what it adds (DRTune)."""
     recompute: bool = True
-    """Keep only the state of each step and compute activations again: memory of one step, one forward more."""
+    """Keep only the state of each step and compute activations again: the memory of one step, for another
+    forward."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "LastSteps":
