@@ -27,9 +27,10 @@ class NonlinearField:
         return self.of(self.named[name], x.detach(), sigma)
 
     def pull_back(self, name: str, x: Tensor, sigma: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        at = x.detach().requires_grad_()
-        found = self.of(self.named[name], at, sigma)
-        return found.detach(), torch.autograd.grad(found, at, slope)[0]
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            found = self.of(self.named[name], at, sigma)
+            return found.detach(), torch.autograd.grad(found, at, slope)[0]
 
     def reward(self, latents: Tensor, wording: str = "{}") -> Tensor:
         return (2.0 if wording == "{}" else 1.0) * torch.sin(latents).flatten(1).sum(1)

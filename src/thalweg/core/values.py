@@ -1,7 +1,7 @@
 """What flows through a run: prompts, conditions, and the rows that objectives read.
 
 Axes: B rows, S states, M noise levels, K trained transitions, R rewards, F frames, A audio channels, T audio
-samples, ... latent axes.
+samples, n chosen steps, ... latent axes.
 Every column of a table has one entry a row.
 """
 
@@ -182,6 +182,11 @@ class Paths:
     sample: Int64[Tensor, " B"]
     step: Int64[Tensor, " B"]
     """Which of the sample's rows this is."""
+    k: Float[Tensor, "B M"] | None = None
+    """Of the step that led to each noise level (`flow.gaussian`), where the objective asks for it."""
+    std: Float[Tensor, "B M"] | None = None
+    chosen: Int64[Tensor, "B n"] | None = None
+    """Which steps of the trajectory the loss looks at, where it does not take all."""
 
     def __len__(self) -> int:
         return len(self.sample)

@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import Field, SerializeAsAny
 
 from thalweg.core.part import OWN_PART
+from thalweg.objectives.adjoint_matching import AdjointMatching
+from thalweg.objectives.adjoint_matching_ode import AdjointMatchingODE
 from thalweg.objectives.balance import Balance
 from thalweg.objectives.chunk_ratio import ChunkRatio
 from thalweg.objectives.clipped_ratio import ClippedRatio
@@ -13,9 +15,27 @@ from thalweg.objectives.reward_gradient import RewardGradient
 
 Objective = Annotated[
     SerializeAsAny[
-        Annotated[ClippedRatio | ChunkRatio | Forward | Balance | RewardGradient, Field(discriminator="kind")]
+        Annotated[
+            ClippedRatio
+            | ChunkRatio
+            | Forward
+            | Balance
+            | RewardGradient
+            | AdjointMatching
+            | AdjointMatchingODE,
+            Field(discriminator="kind"),
+        ]
     ],
     OWN_PART,
 ]
 
-__all__ = ["Balance", "ChunkRatio", "ClippedRatio", "Forward", "Objective", "RewardGradient"]
+__all__ = [
+    "AdjointMatching",
+    "AdjointMatchingODE",
+    "Balance",
+    "ChunkRatio",
+    "ClippedRatio",
+    "Forward",
+    "Objective",
+    "RewardGradient",
+]

@@ -16,9 +16,19 @@ from thalweg.core.names import nearest
 from thalweg.core.part import Part
 from thalweg.credit import Credit, DenseCredit, GroupCredit, ProcessCredit, Selection, TreeCredit
 from thalweg.evaluation.benchmark import Evaluation
-from thalweg.flow import Euler
+from thalweg.flow import Euler, LearnedVariance
 from thalweg.models import POLICY, DiffusersModel, Model, from_shorthand
-from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward, Objective, RewardGradient
+from thalweg.objectives import (
+    AdjointMatching,
+    AdjointMatchingODE,
+    Balance,
+    ChunkRatio,
+    ClippedRatio,
+    Forward,
+    Objective,
+    RewardGradient,
+)
+from thalweg.objectives.adjoint import memory_of_noise
 from thalweg.objectives.contract import PathwiseContract
 from thalweg.objectives.routes import LastSteps, Leap
 from thalweg.objectives.rules import Centred
@@ -31,6 +41,9 @@ from thalweg.training.optimise import Optim
 from thalweg.training.replay import Replay
 from thalweg.training.units import WIDE
 from thalweg.training.weight_rules import WeightRule
+
+MOST_MEMORY = 0.05
+"""Correlation of a sample with its initial noise up to which a kernel counts as memoryless."""
 
 
 class Run(Part):
@@ -391,27 +404,48 @@ def _pathwise(objective: Any, recipe: Recipe) -> list[str]:
             f"rollout.solver: '{rollout.solver.kind}', and objective '{kind}' takes the steps of euler up "
             "again; use euler"
         )
+    follows = isinstance(objective, RewardGradient | AdjointMatchingODE)
+    if follows and rollout.plan.stochastic:
+        problems.append(
+            f"objective.kind: '{kind}' follows the flow, and the plan '{rollout.plan.kind}' draws steps; use "
+            "the plan deterministic"
+        )
+    steps = len(rollout.sigmas(recipe.seed, 0)) - 1
+    place, last = "objective", objective
     if isinstance(objective, RewardGradient):
-        problems += _route(objective, recipe)
+        place, last = "objective.route", objective.route
+        if isinstance(last, Leap) and steps < 2:
+            problems.append(f"rollout.steps={steps}: two leaps start from two steps; give 2 or more")
+    if isinstance(last, LastSteps | AdjointMatchingODE) and (last.num_steps or 0) > steps:
+        problems.append(
+            f"{place}.num_steps={last.num_steps}: the rollout has only {steps} steps; give fewer, or null "
+            "for all"
+        )
+    if isinstance(objective, AdjointMatching):
+        problems += _memoryless(objective, recipe)
     return problems
 
 
-def _route(objective: RewardGradient, recipe: Recipe) -> list[str]:
-    """What a route needs of the rollout."""
-    rollout, route, problems = recipe.rollout, objective.route, []
-    steps = len(rollout.sigmas(recipe.seed, 0)) - 1
-    if rollout.plan.stochastic:
+def _memoryless(objective: AdjointMatching, recipe: Recipe) -> list[str]:
+    """What ties a sample to its initial noise, which would bias the density that adjoint matching ends in."""
+    rollout, problems = recipe.rollout, []
+    kernel, sigmas = rollout.kernel, rollout.sigmas(recipe.seed, 0)
+    if not isinstance(rollout.plan, AllSteps) or kernel is None or isinstance(kernel, LearnedVariance):
+        return [
+            "objective.kind: 'adjoint_matching' needs every step but the last drawn, by a kernel of known "
+            "noise; use the plan all_steps, kernel {kind: ddim}"
+        ]
+    if objective.num_steps > len(sigmas) - 2:
         problems.append(
-            f"objective.kind: 'reward_gradient' follows the flow, and the plan '{rollout.plan.kind}' draws "
-            "steps; use the plan deterministic"
+            f"objective.num_steps={objective.num_steps}: the rollout draws only {len(sigmas) - 2} steps; "
+            "give fewer"
         )
-    if isinstance(route, LastSteps) and route.num_steps is not None and route.num_steps > steps:
+    memory = memory_of_noise(kernel, sigmas)
+    if abs(memory) > MOST_MEMORY:
         problems.append(
-            f"objective.route.num_steps={route.num_steps}: the rollout has only {steps} steps; give fewer, "
-            "or null for all"
+            f"rollout.kernel: '{kernel.kind}' leaves a correlation of {memory:.2f} between samples and their "
+            "initial noise, which biases adjoint matching; use {kind: ddim, noise_level: 1}, which forgets it"
         )
-    if isinstance(route, Leap) and steps < 2:
-        problems.append(f"rollout.steps={steps}: two leaps start from two steps; give 2 or more")
     return problems
 
 

@@ -21,7 +21,8 @@ from thalweg.core.values import Paths
 from thalweg.flow import LinearPath
 from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.contract import VelocityField
-from thalweg.objectives.routes.contract import Sample, draws, paths_of
+from thalweg.objectives.pathwise_rows import draws, paths_of
+from thalweg.objectives.routes.contract import Sample
 
 PATH = LinearPath()
 Level = Annotated[float, Field(gt=0, lt=1)]

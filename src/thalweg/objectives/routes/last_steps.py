@@ -20,7 +20,8 @@ from thalweg.core.values import Paths
 from thalweg.flow import LinearPath
 from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.contract import VelocityField
-from thalweg.objectives.routes.contract import Sample, levels_of, paths_of
+from thalweg.objectives.pathwise_rows import levels_of, paths_of
+from thalweg.objectives.routes.contract import Sample
 
 PATH = LinearPath()
 

@@ -21,7 +21,8 @@ from thalweg.core.part import Part
 from thalweg.core.values import Paths
 from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.contract import VelocityField
-from thalweg.objectives.routes.contract import Sample, draws, levels_of, paths_of
+from thalweg.objectives.pathwise_rows import draws, levels_of, paths_of
+from thalweg.objectives.routes.contract import Sample
 
 
 class Leap(Part):
