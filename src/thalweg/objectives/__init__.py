@@ -10,7 +10,9 @@ from thalweg.objectives.adjoint_matching_ode import AdjointMatchingODE
 from thalweg.objectives.balance import Balance
 from thalweg.objectives.chunk_ratio import ChunkRatio
 from thalweg.objectives.clipped_ratio import ClippedRatio
+from thalweg.objectives.distribution_matching import DistributionMatching
 from thalweg.objectives.forward import Forward
+from thalweg.objectives.on_policy_distillation import OnPolicyDistillation
 from thalweg.objectives.reward_gradient import RewardGradient
 
 Objective = Annotated[
@@ -22,7 +24,9 @@ Objective = Annotated[
             | Balance
             | RewardGradient
             | AdjointMatching
-            | AdjointMatchingODE,
+            | AdjointMatchingODE
+            | DistributionMatching
+            | OnPolicyDistillation,
             Field(discriminator="kind"),
         ]
     ],
@@ -35,7 +39,9 @@ __all__ = [
     "Balance",
     "ChunkRatio",
     "ClippedRatio",
+    "DistributionMatching",
     "Forward",
     "Objective",
+    "OnPolicyDistillation",
     "RewardGradient",
 ]

@@ -24,7 +24,7 @@ from thalweg.core.part import Part
 from thalweg.core.values import Paths
 from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.adjoint import adjoints, reward_slope
-from thalweg.objectives.contract import Unit, VelocityField
+from thalweg.objectives.contract import CURRENT, Unit, VelocityField
 from thalweg.objectives.pathwise_rows import draws, levels_of, paths_of
 
 
@@ -83,8 +83,9 @@ class AdjointMatching(Part):
         k, std = _along(forest, "k"), _along(forest, "std")
         return replace(rows, k=k, std=std, chosen=torch.tensor(steps).view(len(rows), self.num_steps))
 
-    def passes(self, steps: int) -> tuple[int, int]:
-        return self.num_steps + steps - 1, self.num_steps * (2 if self.recompute else 1)
+    def passes(self, steps: int) -> tuple[int, dict[str, int]]:
+        count = self.num_steps
+        return count + steps - 1, {self.reference: count, CURRENT: count if self.recompute else 0}
 
     def path_loss(
         self, field: VelocityField, rows: Paths

@@ -21,10 +21,8 @@ from thalweg.core.part import Part
 from thalweg.core.values import Paths
 from thalweg.objectives.adjoint import adjoints, reward_slope
 from thalweg.objectives.adjoint_matching import rms, shortened
-from thalweg.objectives.contract import Unit, VelocityField
+from thalweg.objectives.contract import CURRENT, Unit, VelocityField
 from thalweg.objectives.pathwise_rows import levels_of, paths_of
-
-CURRENT = "policy"
 
 
 class AdjointMatchingODE(Part):
@@ -66,9 +64,9 @@ class AdjointMatchingODE(Part):
         way = sigmas[first:].expand(len(forest.leaves), -1)
         return paths_of(forest, advantages, [states[:, first:]], [way])
 
-    def passes(self, steps: int) -> tuple[int, int]:
+    def passes(self, steps: int) -> tuple[int, dict[str, int]]:
         count = steps if self.num_steps is None else self.num_steps
-        return 2 * count - 1, count * (2 if self.recompute else 1)
+        return 2 * count - 1, {self.reference: count, CURRENT: count if self.recompute else 0}
 
     def path_loss(
         self, field: VelocityField, rows: Paths

@@ -25,6 +25,9 @@ sample of a prompt, or those of all its samples. Groups are whole in every updat
 processes.
 """
 
+CURRENT = "policy"
+"""The name of the weights that are trained."""
+
 Scalars = dict[str, Float[Tensor, " B"]]
 
 
@@ -135,8 +138,10 @@ class PathwiseContract(Protocol):
         """The trajectories to take up; all that is drawn is drawn here."""
         ...
 
-    def passes(self, steps: int) -> tuple[int, int]:
-        """Network passes of a sample of so many steps: with gradient, and others."""
+    def passes(self, steps: int) -> tuple[int, dict[str, int]]:
+        """Network passes of a sample of so many steps: with gradient, and others by the weights that make
+        them.
+        """
         ...
 
     def path_loss(

@@ -18,7 +18,7 @@ from torch import Tensor
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.part import Part
 from thalweg.core.values import Paths
-from thalweg.objectives.contract import Unit, VelocityField
+from thalweg.objectives.contract import CURRENT, Unit, VelocityField
 from thalweg.objectives.routes import Route
 
 
@@ -82,8 +82,9 @@ class RewardGradient(Part):
     def experience(self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int) -> Paths:
         return self.route.paths(forest, advantages, seed=seed, iteration=iteration)
 
-    def passes(self, steps: int) -> tuple[int, int]:
-        return self.route.passes(steps)
+    def passes(self, steps: int) -> tuple[int, dict[str, int]]:
+        gradient, others = self.route.passes(steps)
+        return gradient, {CURRENT: others}
 
     def path_loss(
         self, field: VelocityField, rows: Paths

@@ -24,8 +24,10 @@ from thalweg.objectives import (
     Balance,
     ChunkRatio,
     ClippedRatio,
+    DistributionMatching,
     Forward,
     Objective,
+    OnPolicyDistillation,
     RewardGradient,
 )
 from thalweg.objectives.adjoint import memory_of_noise
@@ -40,7 +42,7 @@ from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
 from thalweg.training.replay import Replay
 from thalweg.training.units import WIDE
-from thalweg.training.weight_rules import WeightRule
+from thalweg.training.weight_rules import Trained, WeightRule
 
 MOST_MEMORY = 0.05
 """Correlation of a sample with its initial noise up to which a kernel counts as memoryless."""
@@ -204,12 +206,13 @@ def _across_sections(recipe: Recipe) -> list[str]:
         made.append(name)
     if isinstance(recipe.model, DiffusersModel):
         problems += _without_a_world(recipe)
-    if isinstance(recipe.objective, ClippedRatio | ChunkRatio | Balance):
+    if isinstance(recipe.objective, ClippedRatio | ChunkRatio | Balance | OnPolicyDistillation):
         problems += _densities(recipe)
     problems += _credit_problems(recipe)
     problems += _selection_problems(recipe)
     if isinstance(recipe.objective, Forward):
         problems += _forward(recipe.objective, recipe)
+    problems += _named_weights(recipe)
     if isinstance(recipe.objective, PathwiseContract):
         problems += _pathwise(recipe.objective, recipe)
     if recipe.objective.unit in WIDE:
@@ -288,7 +291,7 @@ def _credit_problems(recipe: Recipe) -> list[str]:
 def _selection_problems(recipe: Recipe) -> list[str]:
     """What cannot be chosen, replayed or trained on as it was drawn."""
     rollout, objective, chosen, problems = recipe.rollout, recipe.objective, recipe.selection, []
-    on_path = isinstance(objective, ClippedRatio | ChunkRatio | Balance)
+    on_path = isinstance(objective, ClippedRatio | ChunkRatio | Balance | OnPolicyDistillation)
     of_steps = {
         "step_weight": chosen.step_weight != "uniform",
         "sigma_min": chosen.sigma_min > 0,
@@ -395,16 +398,12 @@ def _pathwise(objective: Any, recipe: Recipe) -> list[str]:
                 f"objective.kind: '{kind}' needs the gradient of decoding, and a diffusers model hands none "
                 "back yet; use another objective"
             )
-    if recipe.selection.drop_zero:
-        problems.append(
-            f"selection.drop_zero: objective '{kind}' learns from samples of advantage 0 too; give false"
-        )
     if not isinstance(rollout.solver, Euler):
         problems.append(
             f"rollout.solver: '{rollout.solver.kind}', and objective '{kind}' takes the steps of euler up "
             "again; use euler"
         )
-    follows = isinstance(objective, RewardGradient | AdjointMatchingODE)
+    follows = isinstance(objective, RewardGradient | AdjointMatchingODE | DistributionMatching)
     if follows and rollout.plan.stochastic:
         problems.append(
             f"objective.kind: '{kind}' follows the flow, and the plan '{rollout.plan.kind}' draws steps; use "
@@ -416,13 +415,47 @@ def _pathwise(objective: Any, recipe: Recipe) -> list[str]:
         place, last = "objective.route", objective.route
         if isinstance(last, Leap) and steps < 2:
             problems.append(f"rollout.steps={steps}: two leaps start from two steps; give 2 or more")
-    if isinstance(last, LastSteps | AdjointMatchingODE) and (last.num_steps or 0) > steps:
+    if (
+        isinstance(last, LastSteps | AdjointMatchingODE | DistributionMatching)
+        and (last.num_steps or 0) > steps
+    ):
         problems.append(
             f"{place}.num_steps={last.num_steps}: the rollout has only {steps} steps; give fewer, or null "
             "for all"
         )
+    if isinstance(objective, DistributionMatching) and objective.diversity is not None and steps < 2:
+        problems.append(
+            f"rollout.steps={steps}: with objective.diversity the first step is not matched; give 2 or more"
+        )
     if isinstance(objective, AdjointMatching):
         problems += _memoryless(objective, recipe)
+    return problems
+
+
+def _named_weights(recipe: Recipe) -> list[str]:
+    """What named weights cannot be, and what an objective needs them to be."""
+    problems, objective = [], recipe.objective
+    learning = [name for name, rule in recipe.weights.items() if isinstance(rule.update, Trained)]
+    if isinstance(recipe.model, DiffusersModel):
+        problems += [
+            f"weights.{name}.guidance_scale={rule.guidance_scale}: a diffusers model guides all its weights "
+            "alike; leave it out"
+            for name, rule in recipe.weights.items()
+            if rule.guidance_scale is not None
+        ]
+    if isinstance(objective, DistributionMatching):
+        if objective.fake in recipe.weights and objective.fake not in learning:
+            problems.append(
+                f"weights.{objective.fake}.update: objective '{objective.kind}' needs weights that learn the "
+                "samples; use {kind: trained, optim: {learning_rate: ...}}"
+            )
+        if objective.teacher in learning:
+            problems.append(f"weights.{objective.teacher}.update: a teacher does not learn; use frozen")
+    if isinstance(objective, OnPolicyDistillation | PathwiseContract) and recipe.selection.drop_zero:
+        problems.append(
+            f"selection.drop_zero: objective '{objective.kind}' learns from samples of advantage 0 too; give "
+            "false"
+        )
     return problems
 
 
