@@ -106,7 +106,7 @@ class OnPolicyDistillation(Part):
         now = transition_of(rows, velocity)
         every = [now.kl(transition_of(rows, anchors[teacher.weights])) for teacher in self.teachers]
         asked = rows.teacher.to(every[0].device)
-        scalars = {"divergence": torch.stack(every, 1).gather(1, asked[:, None])[:, 0]}
+        scalars = {"teacher_kl": torch.stack(every, 1).gather(1, asked[:, None])[:, 0]}
         if self.anchor_weight > 0:
             scalars["kl"] = now.kl(transition_of(rows, anchors[self.anchor]))
         return scalars
@@ -114,7 +114,7 @@ class OnPolicyDistillation(Part):
     def loss(
         self, scalars: Scalars, rows: Transitions
     ) -> tuple[Float[Tensor, " U"], dict[str, Float[Tensor, " U"]]]:
-        terms = scalars["divergence"] * rows.weight
+        terms = scalars["teacher_kl"] * rows.weight
         if "kl" in scalars:
             terms = terms + self.anchor_weight * scalars["kl"] * rows.weight
         return terms, {name: u.detach() for name, u in scalars.items()}

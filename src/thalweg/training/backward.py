@@ -166,7 +166,7 @@ def recompute_log_probs(
 
 
 def on_training_path(
-    objective: ObjectiveContract,
+    objective: ObjectiveContract | PathwiseContract,
     policy: Policy,
     rows: Rows,
     condition: Condition,
