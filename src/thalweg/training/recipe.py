@@ -391,7 +391,7 @@ def _pathwise(objective: Any, recipe: Recipe) -> list[str]:
             f"rewards: '{reward.name}' has no gradient, and objective '{kind}' learns from nothing else; "
             "use rewards that have one, such as {kind: scorer}"
             for reward in recipe.rewards
-            if not reward.differentiable
+            if not getattr(reward, "differentiable", False)
         ]
         if isinstance(recipe.model, DiffusersModel):
             problems.append(
