@@ -57,7 +57,7 @@ def test_the_error_is_that_of_the_samples_under_fresh_noise(linear_policy):
     rows = samples(forest, ones, Stratified(num_sigmas=1), seed=0, iteration=0)
     sigma = rows.sigma[:, None]
     x = (1 - sigma) * rows.x0 + sigma * rows.noise
-    velocity = policy.velocity(x, rows.sigma, forest.condition.repeat(2))
+    velocity = policy.velocity(x, rows.sigma, forest.condition.repeat(2)).detach()
     assert report["fit/fake"] == pytest.approx(
         float((velocity - rows.noise + rows.x0).square().mean()), rel=1e-5
     )

@@ -22,6 +22,7 @@ CASES = [
     ("dmd", {}, 4 * B + (8 + 2 + 1 + 5) * B, (4 + 5) * B),
     # And the guided teacher's 5 steps.
     ("dp-dmd", {}, 4 * B + (8 + 2 * 6 + 1 + 5) * B, (4 + 5) * B),
+    ("rats", {}, 4 * B + (8 + 16) * B, 4 * B),  # 4 steps, recomputed; the teacher's 16
     ("flow-opd", {}, 8 * B + 7 * (1 + 2 + 2) * B, 7 * B),  # two guided teachers
 ]
 

@@ -14,6 +14,7 @@ from thalweg.objectives.distribution_matching import DistributionMatching
 from thalweg.objectives.forward import Forward
 from thalweg.objectives.on_policy_distillation import OnPolicyDistillation
 from thalweg.objectives.reward_gradient import RewardGradient
+from thalweg.objectives.trajectory_shaping import TrajectoryShaping
 
 Objective = Annotated[
     SerializeAsAny[
@@ -26,7 +27,8 @@ Objective = Annotated[
             | AdjointMatching
             | AdjointMatchingODE
             | DistributionMatching
-            | OnPolicyDistillation,
+            | OnPolicyDistillation
+            | TrajectoryShaping,
             Field(discriminator="kind"),
         ]
     ],
@@ -44,4 +46,5 @@ __all__ = [
     "Objective",
     "OnPolicyDistillation",
     "RewardGradient",
+    "TrajectoryShaping",
 ]

@@ -29,6 +29,7 @@ from thalweg.objectives import (
     Objective,
     OnPolicyDistillation,
     RewardGradient,
+    TrajectoryShaping,
 )
 from thalweg.objectives.adjoint import memory_of_noise
 from thalweg.objectives.contract import PathwiseContract
@@ -403,7 +404,9 @@ def _pathwise(objective: Any, recipe: Recipe) -> list[str]:
             f"rollout.solver: '{rollout.solver.kind}', and objective '{kind}' takes the steps of euler up "
             "again; use euler"
         )
-    follows = isinstance(objective, RewardGradient | AdjointMatchingODE | DistributionMatching)
+    follows = isinstance(
+        objective, RewardGradient | AdjointMatchingODE | DistributionMatching | TrajectoryShaping
+    )
     if follows and rollout.plan.stochastic:
         problems.append(
             f"objective.kind: '{kind}' follows the flow, and the plan '{rollout.plan.kind}' draws steps; use "
