@@ -205,8 +205,9 @@ def test_a_forest_gives_the_rows_and_costs_the_passes_that_are_planned(name, rec
     rows = objective.experience(forest, forest.advantages(torch.zeros(2, 1)), seed=0, iteration=0)
     before, judge = policy.passes.evaluations, judge_of(policy, [Brightness()], forest.prompts)
     backward(objective, policy, rows, forest.condition, 8, 1.0, judge=judge)
-    assert policy.passes.evaluations - before == 2 * sum(objective.passes(steps))
-    assert policy.passes.backwards == 2 * objective.passes(steps)[0]
+    gradient, others = objective.passes(steps)
+    assert policy.passes.evaluations - before == 2 * (gradient + sum(others.values()))
+    assert policy.passes.backwards == 2 * gradient
     assert all(p.grad is not None for p in policy.weights.parameters.values())
     with policy.weights.use("reference"):  # no graph is left open
         pass
