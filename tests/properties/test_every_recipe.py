@@ -8,15 +8,21 @@ from thalweg.core.forest import Scores
 from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
 from thalweg.models.miniature.policy import LoRA
-from thalweg.objectives import ChunkRatio, ClippedRatio, Forward
+from thalweg.objectives import ChunkRatio, ClippedRatio, Forward, OnPolicyDistillation
+from thalweg.objectives.contract import PathwiseContract
 from thalweg.rewards import judges_steps, weights_of
 from thalweg.training.backward import backward, on_training_path
 from thalweg.training.collect import collect
-from thalweg.training.recipe import recipe_names
+from thalweg.training.recipe import load_recipe, recipe_names
 from thalweg.training.weight_rules import add_named
 from training.small_runs import small
 
-NAMES = recipe_names()
+# tests/properties/test_pathwise_recipes.py has the others.
+NAMES = [
+    name
+    for name in recipe_names()
+    if not isinstance(load_recipe(name).objective, PathwiseContract | OnPolicyDistillation)
+]
 PATHS = [name for name in NAMES if isinstance(small(name).objective, ClippedRatio | ChunkRatio)]
 FORWARD = [name for name in NAMES if isinstance(small(name).objective, Forward)]
 ADAPTER = LoRA(rank=2, alpha=4)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from thalweg.core.errors import UserError
+from thalweg.objectives.contract import PathwiseContract
 from thalweg.training.loop import resume, train
 from thalweg.training.recipe import load_recipe, recipe_names
 from thalweg.training.saved import load_run
@@ -101,6 +102,11 @@ def test_each_process_draws_its_own_share_of_the_very_same_samples(tiny_world, t
         assert len(first) == len(second) == len(whole) / 2
         assert not torch.isclose(first, second).all()
         assert_close(torch.cat([first, second]), whole, atol=1e-5, rtol=0)
+
+
+def reads_reward_gradient(name: str) -> bool:
+    objective = load_recipe(name).objective
+    return isinstance(objective, PathwiseContract) and objective.reads_reward
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 import pytest
 
-from thalweg.objectives import Forward
+from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward
 from thalweg.training.loop import train
 from thalweg.training.recipe import load_recipe, recipe_names
 from training.several_processes import on_processes
 from training.small_runs import small, trains
 
-POLICY_GRADIENT = [name for name in recipe_names() if load_recipe(name).rollout.plan.stochastic]
-FORWARD = [name for name in recipe_names() if isinstance(load_recipe(name).objective, Forward)]
+OBJECTIVES = {name: load_recipe(name).objective for name in recipe_names()}
+POLICY_GRADIENT = [
+    name for name, of in OBJECTIVES.items() if isinstance(of, ClippedRatio | ChunkRatio | Balance)
+]
+FORWARD = [name for name, of in OBJECTIVES.items() if isinstance(of, Forward)]
 
 
 def test_all_recipes_but_those_of_the_forward_process_are_policy_gradients():

@@ -8,7 +8,7 @@ the layout alone.
 A node without children ends: at the last level in a finished sample, a leaf, or in a probe, whose score tells
 what the state it started from was worth; above it in a candidate that was judged and left.
 
-Shapes: n nodes of a level, m of them with stored latents, B leaves, Q probes, r roots, R rewards.
+Shapes: n nodes of a level, m of them with stored latents, B leaves, Q probes, r roots, M levels, R rewards.
 """
 
 from dataclasses import dataclass, field
@@ -151,6 +151,15 @@ class Forest:
     def latents(self) -> Float[Tensor, "B ..."]:
         """Finished latents, in the order of the leaves."""
         return self._finished(self.leaf_node)
+
+    @property
+    def paths(self) -> Float[Tensor, "B M ..."]:
+        """The states of each leaf's way, from noise to data; where the rollout kept them all."""
+        node, states = self.leaf_node, list[Tensor]()
+        for level in self.levels[::-1]:
+            states.append(level.latents[level.row[node].to(level.latents.device)])
+            node = level.parent[node]
+        return torch.stack(states[::-1], 1)
 
     @property
     def probe_latents(self) -> Float[Tensor, "Q ..."]:

@@ -1,6 +1,7 @@
 """What flows through a run: prompts, conditions, and the rows that objectives read.
 
-Axes: B rows, K trained transitions, R rewards, F frames, A audio channels, T audio samples, ... latent axes.
+Axes: B rows, S states, M noise levels, K trained transitions, R rewards, F frames, A audio channels, T audio
+samples, n chosen steps, ... latent axes.
 Every column of a table has one entry a row.
 """
 
@@ -75,7 +76,7 @@ Made = Tensor | Media
 """What decoding gives: images (B, 3, H, W) in [0, 1], or media."""
 
 
-T = TypeVar("T", bound="Transitions | Samples")
+T = TypeVar("T", bound="Transitions | Samples | Paths")
 
 
 def _index(table: T, rows: Tensor) -> T:
@@ -83,7 +84,7 @@ def _index(table: T, rows: Tensor) -> T:
     return replace(table, **{name: c[rows] for name, c in taken.items() if c is not None})
 
 
-def columns_of(table: "Transitions | Samples") -> dict[str, Tensor]:
+def columns_of(table: "Transitions | Samples | Paths") -> dict[str, Tensor]:
     """The columns that cost little to send: one number a row, and the advantages."""
     every = {f.name: getattr(table, f.name) for f in fields(table)}
     there = {name: c for name, c in every.items() if c is not None}
@@ -131,6 +132,8 @@ class Transitions:
     """Mean of the transition under the behaviour weights, where the objective asks for it."""
     on_best_way: Bool[Tensor, " B"] | None = None
     """The edge lies on the way to the best sample of its tree, where the objective asks for it."""
+    teacher: Int64[Tensor, " B"] | None = None
+    """Which of several teachers is asked about the prompt, where the objective asks some."""
 
     def __len__(self) -> int:
         return len(self.sigma)
@@ -162,4 +165,33 @@ class Samples:
         return len(self.sigma)
 
     def index(self, rows: Int64[Tensor, " b"] | Bool[Tensor, " B"]) -> "Samples":
+        return _index(self, rows)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Trajectories that are taken up again with gradients: what a pathwise objective reads."""
+
+    states: Float[Tensor, "B S ..."]
+    """Stored states of the trajectory; the objective says which ones, and in which order."""
+    sigmas: Float[Tensor, "B M"]
+    """Noise levels that the row goes through; the objective says which."""
+    advantages: Float[Tensor, "B R"]
+    weight: Float[Tensor, " B"]
+    condition: Int64[Tensor, " B"]
+    prompt_slot: Int64[Tensor, " B"]
+    seed_group: Int64[Tensor, " B"]
+    sample: Int64[Tensor, " B"]
+    step: Int64[Tensor, " B"]
+    """Which of the sample's rows this is."""
+    k: Float[Tensor, "B M"] | None = None
+    """Of the step that led to each noise level (`flow.gaussian`), where the objective asks for it."""
+    std: Float[Tensor, "B M"] | None = None
+    chosen: Int64[Tensor, "B n"] | None = None
+    """Which steps of the trajectory the loss looks at, where it does not take all."""
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def index(self, rows: Int64[Tensor, " b"] | Bool[Tensor, " B"]) -> "Paths":
         return _index(self, rows)

@@ -11,11 +11,11 @@ from torch import Tensor
 from thalweg.core.noise import Address
 from thalweg.core.part import Part
 from thalweg.core.processes import Processes
-from thalweg.core.values import Samples, Transitions
+from thalweg.core.values import Paths, Samples, Transitions
 from thalweg.credit.normalized import across, numbered
 from thalweg.credit.step_weight import StepWeight, step_weights
 
-Rows = Transitions | Samples
+Rows = Transitions | Samples | Paths
 
 
 class DepthPrune(Part):

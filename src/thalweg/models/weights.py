@@ -43,11 +43,17 @@ class NamedWeights:
         self.parameters = dict(parameters)
         self._sets: dict[str, dict[str, Tensor]] = {POLICY: {n: p.data for n, p in self.parameters.items()}}
         self._active = POLICY
+        self.guidance: dict[str, float] = {}
+        """Guidance scales of sets that are guided in another way than the model."""
         self._open_graphs: weakref.WeakSet[_Token] = weakref.WeakSet()
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._sets)
+
+    def guidance_scale(self, of_model: float) -> float:
+        """That of the set in use."""
+        return self.guidance.get(self._active, of_model)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The values of one set, by parameter name: the live tensors, not copies."""

@@ -21,7 +21,7 @@ class Brightness(Part):
 
     kind: Literal["brightness"] = "brightness"
     weight: float = 1.0
-    differentiable: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
     per_step: ClassVar[bool] = False
 
     @property

@@ -46,11 +46,13 @@ def grow(
     seed: int,
     iteration: int,
     keep_mean: bool = False,
+    keep_states: bool = False,
     value: Value | None = None,
 ) -> Forest:
     """The forest over `roots`, under the weights that `rollout` names.
 
-    `keep_mean` stores the means of trained edges; `value` is the reward that `rollout.guidance` climbs.
+    `keep_mean` stores the means of trained edges, `keep_states` all states; `value` is the reward that
+    `rollout.guidance` climbs.
     """
 
     def to_latent_precision(x: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def grow(
     nodes = [_Node(row, Child(stochastic=False)) for row in range(len(roots))]
     starts = [Address(seed, "initial", iteration, root.prompt_slot, root.seed_group) for root in roots]
     x = to_latent_precision(normals(starts, policy.latent_shape).to(policy.device))
-    levels = [_level(layouts, 0, sigmas, nodes, torch.full((len(nodes),), -1), x, None, False)]
+    levels = [_level(layouts, 0, sigmas, nodes, torch.full((len(nodes),), -1), x, None, False, keep_states)]
     memory: Memory = None
     with policy.weights.use(rollout.weights):
         # Embeddings are those of the weights that act, so that a variant that is not moved changes nothing.
@@ -106,7 +108,9 @@ def grow(
                         directions.to(x.device),
                     )
             x = to_latent_precision(x_next)
-            levels.append(_level(layouts, step + 1, sigmas, nodes, parents, x, transition, keep_mean))
+            levels.append(
+                _level(layouts, step + 1, sigmas, nodes, parents, x, transition, keep_mean, keep_states)
+            )
     return _forest(levels, nodes, roots, prompts, condition)
 
 
@@ -179,6 +183,7 @@ def _level(
     x: Float[Tensor, "n ..."],
     transition: Transition | None,
     keep_mean: bool,
+    keep_states: bool,
 ) -> Level:
     """The level at noise level `at`, keeping the states that credit or training will read."""
     trained = torch.tensor([node.child.trained for node in nodes], dtype=torch.bool)
@@ -195,7 +200,8 @@ def _level(
     is_last = at == len(sigmas) - 1
     below = [() if is_last else layouts[node.root][at][node.child.role] for node in nodes]
     kept = trained | torch.tensor(
-        [not children or any(child.trained for child in children) for children in below], dtype=torch.bool
+        [keep_states or not children or any(child.trained for child in children) for children in below],
+        dtype=torch.bool,
     )
     row = torch.where(kept, kept.long().cumsum(0) - 1, -1)
     return Level(

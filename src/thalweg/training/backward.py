@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from thalweg.core.processes import Processes
-from thalweg.core.values import Condition, Metrics, Transitions, columns_of, without_latents
+from thalweg.core.values import Condition, Metrics, Paths, Transitions, columns_of, without_latents
 from thalweg.models.contract import Policy
 from thalweg.objectives import ClippedRatio
-from thalweg.objectives.contract import ObjectiveContract, Scalars
+from thalweg.objectives.contract import ObjectiveContract, PathwiseContract, Scalars
+from thalweg.training.pathwise import Judge, field_at
 from thalweg.training.units import WIDE, Rows
 
 
@@ -85,19 +86,29 @@ def measure(objective: ObjectiveContract, policy: Policy, rows: Rows, condition:
 
 
 def backward(
-    objective: ObjectiveContract,
+    objective: ObjectiveContract | PathwiseContract,
     policy: Policy,
     rows: Rows,
     condition: Condition,
     micro_batch: int,
     share: float,
     processes: Processes = Processes(),  # noqa: B008  (frozen)
+    judge: Judge | None = None,
 ) -> Report:
-    """Add to the gradients of the policy those of `share` times the sum of all loss terms."""
+    """Add to the gradients of the policy those of `share` times the sum of all loss terms; `judge` is the
+    reward that a pathwise objective climbs.
+    """
     report, wide = Report(), objective.unit in WIDE
     if len(rows) == 0 and not wide:
         return report
     parts = list(_split(rows, micro_batch))
+    if isinstance(objective, PathwiseContract):
+        for part in parts:
+            assert isinstance(part, Paths)
+            terms, columns = objective.path_loss(field_at(policy, condition, part, judge), part)
+            report.include(terms, columns)
+            (terms.sum() * share).backward()
+        return report
     whole = parts if objective.unit == "row" else _samples(rows, micro_batch)
     if not wide and whole:
         for part in whole:
@@ -155,7 +166,7 @@ def recompute_log_probs(
 
 
 def on_training_path(
-    objective: ObjectiveContract,
+    objective: ObjectiveContract | PathwiseContract,
     policy: Policy,
     rows: Rows,
     condition: Condition,

@@ -46,7 +46,7 @@ def save(
     folder: Path,
     state: State,
     weights: NamedWeights,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Mapping[str, torch.optim.Optimizer],
     recipe: str,
     held: Mapping[str, Tensor] | None = None,
 ) -> Path:
@@ -63,7 +63,8 @@ def save(
             save_file(
                 tensors, partial / f"weights.{name}.safetensors", {"format": str(FORMAT), "recipe": recipe}
             )
-        save_file(_optimizer_tensors(weights, optimizer), partial / "optimizer.safetensors")
+        for name, optimizer in optimizers.items():
+            save_file(_optimizer_tensors(weights, optimizer), partial / _optimizer_file(name))
         if held:
             save_file({n: t.detach().cpu().contiguous() for n, t in held.items()}, partial / REPLAY)
         (partial / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1))
@@ -95,18 +96,21 @@ def prune(folder: Path, keep_last: int, best: int | None) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load(path: Path, weights: NamedWeights, optimizer: torch.optim.Optimizer) -> State:
+def load(path: Path, weights: NamedWeights, optimizers: Mapping[str, torch.optim.Optimizer]) -> State:
     """Put a checkpoint's tensors into the run's; raises UserError where they do not fit."""
     state = read_state(path)
     for name in weights.names:
         fill(weights.tensors(name), path / f"weights.{name}.safetensors")
-    stored = _read(path / "optimizer.safetensors")
-    for name, parameter in weights.parameters.items():
-        moments = {key.rsplit("::", 1)[1]: t for key, t in stored.items() if key.rsplit("::", 1)[0] == name}
-        if moments:
-            optimizer.state[parameter] = {
-                key: t.to(parameter.device) if t.ndim else t for key, t in moments.items()
+    for of, optimizer in optimizers.items():
+        stored = _read(path / _optimizer_file(of))
+        for name, parameter in weights.parameters.items():
+            moments = {
+                key.rsplit("::", 1)[1]: t for key, t in stored.items() if key.rsplit("::", 1)[0] == name
             }
+            if moments:
+                optimizer.state[parameter] = {
+                    key: t.to(parameter.device) if t.ndim else t for key, t in moments.items()
+                }
     return state
 
 
@@ -174,6 +178,10 @@ def _read(file: Path) -> dict[str, Tensor]:
             f"{file}: missing or damaged ({error}); use another file, or remove its checkpoint to resume "
             "from the one before"
         ) from error
+
+
+def _optimizer_file(name: str) -> str:
+    return "optimizer.safetensors" if name == POLICY else f"optimizer.{name}.safetensors"
 
 
 def _optimizer_tensors(weights: NamedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from thalweg.core.noise import Address
 from thalweg.core.processes import Processes
 from thalweg.core.values import Metrics, Prompt
 from thalweg.models import Policy
-from thalweg.objectives.contract import keeps_mean
+from thalweg.objectives.contract import PathwiseContract, keeps_mean
 from thalweg.rewards import Reward, finished, score, score_steps, total, value_of
 from thalweg.rollout import Deterministic, Rollout, Root, grow, rank_agreement
 from thalweg.training.recipe import Recipe
@@ -46,6 +46,7 @@ def collect(
         seed=recipe.seed,
         iteration=iteration,
         keep_mean=keeps_mean(recipe.objective),
+        keep_states=isinstance(recipe.objective, PathwiseContract),
         value=value,
     )
     return Collected(forest, looks)

@@ -12,11 +12,13 @@ from thalweg.core.finding import Finding
 from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
 from thalweg.models import DiffusersModel, Model
+from thalweg.objectives import Balance, ChunkRatio, ClippedRatio
 from thalweg.rewards import finished, total, weights_of
 from thalweg.training.backward import backward, recompute_log_probs
 from thalweg.training.collect import collect, judge
 from thalweg.training.data import draw_prompts, load_prompts
 from thalweg.training.loop import load_policy
+from thalweg.training.pathwise import judge_of
 from thalweg.training.plan import batch_plan
 from thalweg.training.recipe import Recipe
 
@@ -39,7 +41,9 @@ def examine(recipe: Recipe) -> list[Finding]:
     ]
     if isinstance(rows, Transitions):
         findings += _replay(recipe, policy, rows, forest)
-    backward(recipe.objective, policy, rows, forest.condition, recipe.optim.micro_batch, 1 / len(rows))
+    worth = judge_of(policy, recipe.rewards, forest.prompts)
+    share, micro_batch = 1 / len(rows), recipe.optim.micro_batch
+    backward(recipe.objective, policy, rows, forest.condition, micro_batch, share, alone, worth)
     silent = [n for n, p in policy.weights.parameters.items() if p.grad is None]
     findings.append(
         Finding(
@@ -88,9 +92,12 @@ def _groups(recipe: Recipe, leaves, reward) -> list[Finding]:
 
 
 def _replay(recipe: Recipe, policy, rows: Transitions, forest) -> list[Finding]:
-    clip = getattr(recipe.objective, "clip_range", 0.0)
-    again = recompute_log_probs(recipe.objective, policy, rows, forest.condition, recipe.optim.micro_batch)
-    single = recompute_log_probs(recipe.objective, policy, rows, forest.condition, 1)
+    objective = recipe.objective
+    if not isinstance(objective, ClippedRatio | ChunkRatio | Balance):
+        return []
+    clip = objective.clip_range
+    again = recompute_log_probs(objective, policy, rows, forest.condition, recipe.optim.micro_batch)
+    single = recompute_log_probs(objective, policy, rows, forest.condition, 1)
     deviation = float((again - rows.old_log_prob).abs().max())
     floor = float((single - again).abs().max())
     advice = "set objective.old_log_prob=recompute, or a larger objective.clip_range"

@@ -17,8 +17,8 @@ from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Condition, Metrics, Prompt, Transitions
 from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
-from thalweg.models import Policy
-from thalweg.objectives import ChunkRatio, ClippedRatio
+from thalweg.models import POLICY, Policy
+from thalweg.objectives import ChunkRatio, ClippedRatio, OnPolicyDistillation
 from thalweg.rewards import finished, require_finite, total, weights_of, without_infinite
 from thalweg.rewards.world import WorldReward
 from thalweg.training import checkpoint
@@ -26,13 +26,15 @@ from thalweg.training.backward import Report, backward, on_training_path
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.collect import agreement, collect, judge
+from thalweg.training.companions import Optimizers, fit_companions, make_optimizers
 from thalweg.training.data import draw_prompts, load_prompts, require_judged
 from thalweg.training.memory import peak_megabytes
-from thalweg.training.optimise import make_optimizer, update
+from thalweg.training.optimise import update
+from thalweg.training.pathwise import Judge, judge_of
 from thalweg.training.plan import batch_plan
-from thalweg.training.recipe import Recipe
+from thalweg.training.recipe import Recipe, load_recipe
 from thalweg.training.replay import ReplayBuffer, mixed
-from thalweg.training.run import RunFolder, command_line, default_folder
+from thalweg.training.run import OURS, RunFolder, command_line, default_folder
 from thalweg.training.stop import StopRequest
 from thalweg.training.trackers import Trackers, require_installed
 from thalweg.training.units import Rows, needed, together
@@ -81,7 +83,7 @@ def _run(
 ) -> Run:
     policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
     batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
-    optimizer = make_optimizer(policy.weights, recipe.optim)
+    optimizers = make_optimizers(policy.weights, recipe)
     prompts = load_prompts(recipe.data.prompts, recipe.model.world)
     held_out = load_prompts(recipe.evaluation.prompts, recipe.model.world, "evaluation.prompts")
     judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
@@ -95,7 +97,7 @@ def _run(
 
     with folder.locked(), flushed_denormals(), StopRequest() as stop:
         buffer = ReplayBuffer()
-        state = _restore(recipe, folder, policy, optimizer, buffer)
+        state = _restore(recipe, folder, policy, optimizers, buffer)
         folder.write_recipe(recipe)  # only now: overrides that do not fit leave the run as it was
         clock, trackers = Clock(), Trackers(recipe, folder.path if folder.writes else None)
         stop.start_counting(state.seconds)
@@ -113,7 +115,7 @@ def _run(
         stopping = state.iteration >= recipe.iterations
         while not stopping:
             started, cpu_started = stop.seconds(), time.process_time()
-            metrics = iterate(recipe, policy, optimizer, prompts, processes, state, buffer, clock)
+            metrics = iterate(recipe, policy, optimizers, prompts, processes, state, buffer, clock)
             state.cpu_seconds += time.process_time() - cpu_started
             spent = {"time/cpu": state.cpu_seconds}
             speed = {"samples_per_second": metrics["samples"] / (stop.seconds() - started)}
@@ -129,7 +131,7 @@ def _run(
             is_best = recipe.run.keep_best and state.best_iteration == state.iteration
             if stopping or is_best or state.iteration % recipe.run.save_every == 0:
                 with clock.stage("save"):
-                    _save(recipe, folder, state, policy, optimizer, buffer, stop.seconds())
+                    _save(recipe, folder, state, policy, optimizers, buffer, stop.seconds())
                 processes.wait()
         trackers.close()
         if folder.writes:
@@ -140,7 +142,7 @@ def _run(
 def iterate(
     recipe: Recipe,
     policy: Policy,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     prompts: Sequence[Any],
     processes: Processes,
     state: State,
@@ -168,7 +170,9 @@ def iterate(
         rows = needed(recipe.objective.unit, rows, processes)
     with clock.stage("update"):
         rows, condition = with_replayed(recipe, rows, forest.condition, buffer, processes, state.iteration)
-        learned = learn(recipe, policy, optimizer, rows, condition, processes, state)
+        worth = judge_of(policy, recipe.rewards, forest.prompts)
+        fitted = fit_companions(recipe, policy, optimizers, forest, processes, state.iteration)
+        learned = learn(recipe, policy, optimizers[POLICY], rows, condition, processes, state, worth)
     state.iteration += 1
     after_iteration(policy.weights, recipe.weights, state.iteration)
     passes = torch.tensor([policy.passes.evaluations - before[0], policy.passes.backwards - before[1]])
@@ -179,6 +183,7 @@ def iterate(
         **summarise(recipe, everyone, leaves),
         **agreement(collected, scores.leaves, recipe.rewards, processes),
         **learned,
+        **fitted,
         "skipped_updates": state.skipped_updates,
         **clip_metrics(recipe, policy),
         "processes": processes.count,
@@ -195,6 +200,7 @@ def learn(
     condition: Condition,
     processes: Processes,
     state: State,
+    worth: Judge | None = None,
 ) -> Metrics:
     """Split the rows into updates by whole units, the same way on any number of processes, and take them."""
     optim, report, deviation, norms = recipe.optim, Report(), 0.0, list[float]()
@@ -211,7 +217,7 @@ def learn(
         if float(weight) == 0:
             continue
         share = 1 / float(weight)
-        done = backward(recipe.objective, policy, part, condition, optim.micro_batch, share, processes)
+        done = backward(recipe.objective, policy, part, condition, optim.micro_batch, share, processes, worth)
         norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
         if not norms:
             deviation = done.ratio_deviation
@@ -321,7 +327,29 @@ def load_policy(recipe: Recipe, *, is_saved: bool = False) -> Policy:
         with torch.no_grad():
             checkpoint.fill(policy.weights.tensors("policy"), checkpoint.weights_file(recipe.init))
     add_named(policy.weights, recipe.weights)
+    for name, rule in recipe.weights.items():
+        if rule.init is not None and not is_saved:
+            require_same_levels(recipe, name, rule.init)
+            try:
+                with torch.no_grad():
+                    checkpoint.fill(policy.weights.tensors(name), checkpoint.weights_file(rule.init))
+            except UserError as error:
+                raise UserError(f"weights.{name}.init: {error}") from None
     return policy
+
+
+def require_same_levels(recipe: Recipe, name: str, source: str) -> None:
+    """Raises where the objective compares steps with those of a teacher that was trained on others."""
+    file = Path(source) / OURS
+    if not isinstance(recipe.objective, OnPolicyDistillation) or not file.is_file():
+        return
+    here, there = (r.rollout.sigmas(r.seed, 0) for r in (recipe, load_recipe(file)))
+    if not torch.equal(here, there):
+        shown = ["[" + ", ".join(f"{s:.3g}" for s in sigmas.tolist()) + "]" for sigmas in (there, here)]
+        raise UserError(
+            f"weights.{name}.init='{source}': that run took its steps at the noise levels {shown[0]}, and "
+            f"this recipe takes them at {shown[1]}; make rollout.steps, schedule and solver the same"
+        )
 
 
 def _is_spent(recipe: Recipe, state: State, seconds: float) -> bool:
@@ -338,12 +366,12 @@ def _restore(
     recipe: Recipe,
     folder: RunFolder,
     policy: Policy,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     buffer: ReplayBuffer,
 ) -> State:
     done = checkpoint.complete(folder.checkpoints)
     with torch.no_grad():
-        state = checkpoint.load(done[-1], policy.weights, optimizer) if done else State()
+        state = checkpoint.load(done[-1], policy.weights, optimizers) if done else State()
     if done and recipe.replay is not None:
         buffer.restore(checkpoint.replayed(done[-1]), policy.latent_shape, str(done[-1]))
     folder.forget_after(state.iteration if done else -1)
@@ -357,13 +385,13 @@ def _save(
     folder: RunFolder,
     state: State,
     policy: Policy,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     buffer: ReplayBuffer,
     seconds: float,
 ) -> None:
     state.seconds = seconds
     if folder.writes:
         held = buffer.tensors()
-        checkpoint.save(folder.checkpoints, state, policy.weights, optimizer, recipe.name, held)
+        checkpoint.save(folder.checkpoints, state, policy.weights, optimizers, recipe.name, held)
         best = state.best_iteration if recipe.run.keep_best else None
         checkpoint.prune(folder.checkpoints, recipe.run.keep_last, best)

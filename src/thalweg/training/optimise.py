@@ -33,6 +33,7 @@ class Optim(Part):
 
 
 def make_optimizer(weights: NamedWeights, optim: Optim) -> torch.optim.AdamW:
+    """Steps whichever set of weights is in use."""
     return torch.optim.AdamW(
         weights.parameters.values(),
         lr=optim.learning_rate,

@@ -7,9 +7,10 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.models import Policy
-from thalweg.objectives.contract import keeps_mean
+from thalweg.objectives.contract import PathwiseContract, keeps_mean
 from thalweg.training.recipe import Recipe
 from thalweg.training.units import WIDE
+from thalweg.training.weight_rules import Trained
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,39 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
             of_sample = max(1, int(recipe.selection.trained_fraction * of_sample))
     else:
         of_sample = levels.num_sigmas
-    unit = recipe.objective.unit
+    unit, others_of_sample = recipe.objective.unit, dict[str, int]()
+    if isinstance(recipe.objective, PathwiseContract):
+        steps = len(recipe.rollout.sigmas(recipe.seed, 0)) - 1
+        of_sample, others_of_sample = recipe.objective.passes(steps)
     # Of a prompt's samples, a pair is what a loss term depends on.
     trained_samples = 2 * prompts if unit == "pair" else samples
-    rows, anchors = round(trained_samples * of_sample), len(recipe.objective.anchors)
+    rows, once = round(trained_samples * of_sample), policy.passes_per_velocity
+    anchors = sum(_passes_under(recipe, policy, name) for name in recipe.objective.anchors)
     if recipe.selection.best_of is not None:
         rows = rows * min(recipe.selection.best_of, recipe.rollout.group_size) // recipe.rollout.group_size
     others = rows * anchors
+    if isinstance(recipe.objective, PathwiseContract):
+        others = samples * sum(
+            count * _passes_under(recipe, policy, name) for name, count in others_of_sample.items()
+        )
     # What does not fit one micro-batch takes a second sweep, with the anchors' passes.
     if unit == "sample" and of_sample > recipe.optim.micro_batch:
-        others += rows * (1 + anchors)
+        others += rows * (once + anchors)
     if unit in WIDE:
         parts = torch.arange(prompts).tensor_split(recipe.optim.updates_per_iteration)
         updates = (len(part) * (rows // prompts) // processes for part in parts)
-        others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (1 + anchors)
+        others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (once + anchors)
     if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
-        others += rows * (1 + anchors)
+        others += rows * (once + anchors)
+    fitted = sum(
+        rule.update.sigmas.num_sigmas * rule.update.optim.updates_per_iteration
+        for rule in recipe.weights.values()
+        if isinstance(rule.update, Trained)
+    )
     of_edge = 3 if keeps_mean(recipe.objective) else 2
     states = of_edge * stored if levels is None else round(2 * samples * of_sample)
+    if isinstance(recipe.objective, PathwiseContract):
+        states = samples * len(recipe.rollout.sigmas(recipe.seed, 0))
     size = math.prod(policy.latent_shape) * torch.float32.itemsize
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
     return BatchPlan(
@@ -91,10 +107,18 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         processes=processes,
         roots_per_process=roots // processes,
         samples=samples,
-        rollout_passes=passes * policy.passes_per_velocity,
-        gradient_passes=rows * policy.passes_per_velocity,
-        other_passes=others * policy.passes_per_velocity,
+        rollout_passes=passes * once,
+        gradient_passes=(rows + samples * fitted) * once,
+        other_passes=others,
         updates=recipe.optim.updates_per_iteration,
         stored_bytes=states * size // processes,
         weight_bytes=weights * (4 + len(recipe.weights)),
     )
+
+
+def _passes_under(recipe: Recipe, policy: Policy, name: str) -> int:
+    """Network passes behind one velocity of named weights."""
+    rule = recipe.weights.get(name)
+    if rule is None or rule.guidance_scale is None:
+        return policy.passes_per_velocity
+    return 1 if rule.guidance_scale == 1 else 2

@@ -16,8 +16,24 @@ from thalweg.core.names import nearest
 from thalweg.core.part import Part
 from thalweg.credit import Credit, DenseCredit, GroupCredit, ProcessCredit, Selection, TreeCredit
 from thalweg.evaluation.benchmark import Evaluation
+from thalweg.flow import Euler, LearnedVariance
 from thalweg.models import POLICY, DiffusersModel, Model, from_shorthand
-from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward, Objective
+from thalweg.objectives import (
+    AdjointMatching,
+    AdjointMatchingODE,
+    Balance,
+    ChunkRatio,
+    ClippedRatio,
+    DistributionMatching,
+    Forward,
+    Objective,
+    OnPolicyDistillation,
+    RewardGradient,
+    TrajectoryShaping,
+)
+from thalweg.objectives.adjoint import memory_of_noise
+from thalweg.objectives.contract import PathwiseContract
+from thalweg.objectives.routes import LastSteps, Leap
 from thalweg.objectives.rules import Centred
 from thalweg.objectives.sigma_draw import Grid
 from thalweg.rewards import Reward, finished, judges_steps
@@ -27,7 +43,10 @@ from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
 from thalweg.training.replay import Replay
 from thalweg.training.units import WIDE
-from thalweg.training.weight_rules import WeightRule
+from thalweg.training.weight_rules import Trained, WeightRule
+
+MOST_MEMORY = 0.05
+"""Correlation of a sample with its initial noise up to which a kernel counts as memoryless."""
 
 
 class Run(Part):
@@ -190,12 +209,15 @@ def _across_sections(recipe: Recipe) -> list[str]:
         made.append(name)
     if isinstance(recipe.model, DiffusersModel):
         problems += _without_a_world(recipe)
-    if isinstance(recipe.objective, ClippedRatio | ChunkRatio | Balance):
+    if isinstance(recipe.objective, ClippedRatio | ChunkRatio | Balance | OnPolicyDistillation):
         problems += _densities(recipe)
     problems += _credit_problems(recipe)
     problems += _selection_problems(recipe)
     if isinstance(recipe.objective, Forward):
         problems += _forward(recipe.objective, recipe)
+    problems += _named_weights(recipe)
+    if isinstance(recipe.objective, PathwiseContract):
+        problems += _pathwise(recipe.objective, recipe)
     if recipe.objective.unit in WIDE:
         problems += _whole_groups(recipe)
     if recipe.evaluation.diversity_prompts and recipe.evaluation.diversity_group < 2:
@@ -277,7 +299,7 @@ def _credit_problems(recipe: Recipe) -> list[str]:
 def _selection_problems(recipe: Recipe) -> list[str]:
     """What cannot be chosen, replayed or trained on as it was drawn."""
     rollout, objective, chosen, problems = recipe.rollout, recipe.objective, recipe.selection, []
-    on_path = isinstance(objective, ClippedRatio | ChunkRatio | Balance)
+    on_path = isinstance(objective, ClippedRatio | ChunkRatio | Balance | OnPolicyDistillation)
     of_steps = {
         "step_weight": chosen.step_weight != "uniform",
         "sigma_min": chosen.sigma_min > 0,
@@ -375,6 +397,107 @@ def _forward(objective: Forward, recipe: Recipe) -> list[str]:
                 f"objective.sigmas.num_sigmas={sigmas.num_sigmas}: the rollout has only {levels} levels to "
                 "draw from; give fewer, a larger noisy_fraction, or a smaller skip"
             )
+    return problems
+
+
+def _pathwise(objective: Any, recipe: Recipe) -> list[str]:
+    """What keeps a pathwise objective from its states, its sampling steps or the reward's gradient."""
+    problems, rollout, kind = [], recipe.rollout, objective.kind
+    if objective.reads_reward:
+        problems += [
+            f"rewards: '{reward.name}' has no gradient, and objective '{kind}' learns from nothing else; "
+            "use rewards that have one, such as {kind: scorer}"
+            for reward in recipe.rewards
+            if not getattr(reward, "differentiable", False)
+        ]
+        if isinstance(recipe.model, DiffusersModel):
+            problems.append(
+                f"objective.kind: '{kind}' needs the gradient of decoding, and a diffusers model hands none "
+                "back yet; use another objective"
+            )
+    if not isinstance(rollout.solver, Euler):
+        problems.append(
+            f"rollout.solver: '{rollout.solver.kind}', and objective '{kind}' takes the steps of euler up "
+            "again; use euler"
+        )
+    follows = isinstance(
+        objective, RewardGradient | AdjointMatchingODE | DistributionMatching | TrajectoryShaping
+    )
+    if follows and rollout.plan.stochastic:
+        problems.append(
+            f"objective.kind: '{kind}' follows the flow, and the plan '{rollout.plan.kind}' draws steps; use "
+            "the plan deterministic"
+        )
+    steps = len(rollout.sigmas(recipe.seed, 0)) - 1
+    place, last = "objective", objective
+    if isinstance(objective, RewardGradient):
+        place, last = "objective.route", objective.route
+        if isinstance(last, Leap) and steps < 2:
+            problems.append(f"rollout.steps={steps}: two leaps start from two steps; give 2 or more")
+    if (
+        isinstance(last, LastSteps | AdjointMatchingODE | DistributionMatching)
+        and (last.num_steps or 0) > steps
+    ):
+        problems.append(
+            f"{place}.num_steps={last.num_steps}: the rollout has only {steps} steps; give fewer, or null "
+            "for all"
+        )
+    if isinstance(objective, DistributionMatching) and objective.diversity is not None and steps < 2:
+        problems.append(
+            f"rollout.steps={steps}: with objective.diversity the first step is not matched; give 2 or more"
+        )
+    if isinstance(objective, AdjointMatching):
+        problems += _memoryless(objective, recipe)
+    return problems
+
+
+def _named_weights(recipe: Recipe) -> list[str]:
+    """What named weights cannot be, and what an objective needs them to be."""
+    problems, objective = [], recipe.objective
+    learning = [name for name, rule in recipe.weights.items() if isinstance(rule.update, Trained)]
+    if isinstance(recipe.model, DiffusersModel):
+        problems += [
+            f"weights.{name}.guidance_scale={rule.guidance_scale}: a diffusers model guides all its weights "
+            "alike; leave it out"
+            for name, rule in recipe.weights.items()
+            if rule.guidance_scale is not None
+        ]
+    if isinstance(objective, DistributionMatching):
+        if objective.fake in recipe.weights and objective.fake not in learning:
+            problems.append(
+                f"weights.{objective.fake}.update: objective '{objective.kind}' needs weights that learn the "
+                "samples; use {kind: trained, optim: {learning_rate: ...}}"
+            )
+        if objective.teacher in learning:
+            problems.append(f"weights.{objective.teacher}.update: a teacher does not learn; use frozen")
+    if isinstance(objective, OnPolicyDistillation | PathwiseContract) and recipe.selection.drop_zero:
+        problems.append(
+            f"selection.drop_zero: objective '{objective.kind}' learns from samples of advantage 0 too; give "
+            "false"
+        )
+    return problems
+
+
+def _memoryless(objective: AdjointMatching, recipe: Recipe) -> list[str]:
+    """What ties a sample to its initial noise, which would bias the density that adjoint matching ends in."""
+    rollout, problems = recipe.rollout, []
+    kernel, sigmas = rollout.kernel, rollout.sigmas(recipe.seed, 0)
+    if not isinstance(rollout.plan, AllSteps) or kernel is None or isinstance(kernel, LearnedVariance):
+        return [
+            "objective.kind: 'adjoint_matching' needs every step but the last drawn, by a kernel of known "
+            "noise; use the plan all_steps, kernel {kind: ddim}"
+        ]
+    if objective.num_steps > len(sigmas) - 2:
+        problems.append(
+            f"objective.num_steps={objective.num_steps}: the rollout draws only {len(sigmas) - 2} steps; "
+            "give fewer"
+        )
+    memory = memory_of_noise(kernel, sigmas)
+    if abs(memory) > MOST_MEMORY:
+        problems.append(
+            f"rollout.kernel: '{kernel.kind}' leaves a correlation of {memory:.2f} between samples and their "
+            "initial noise, which biases adjoint matching; use {kind: ddim, noise_level: 1}, which forgets it"
+        )
     return problems
 
 

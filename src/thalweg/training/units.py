@@ -9,11 +9,11 @@ from torch import Tensor
 
 from thalweg.core.forest import Leaves
 from thalweg.core.processes import Processes
-from thalweg.core.values import Samples, Transitions, columns_of
+from thalweg.core.values import Paths, Samples, Transitions, columns_of
 from thalweg.objectives.contract import Unit
 from thalweg.objectives.segments import best_and_worst
 
-Rows = Transitions | Samples
+Rows = Transitions | Samples | Paths
 
 WIDE: tuple[Unit, ...] = ("pair", "group")
 """Units that span samples of a prompt, which may stand on several processes."""

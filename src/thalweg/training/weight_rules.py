@@ -1,4 +1,4 @@
-"""How named weights follow the policy: not at all, by copies, or by a moving average.
+"""How named weights follow the policy: by copies, moving averages or learning its samples.
 
     name <- keep * name + (1 - keep) * source,    keep = min(start + ramp (n - delay), decay)
 
@@ -16,6 +16,8 @@ from thalweg.core.names import nearest
 from thalweg.core.part import Part
 from thalweg.models.rounding import Format, rounded
 from thalweg.models.weights import POLICY, NamedWeights
+from thalweg.objectives.sigma_draw import Stratified
+from thalweg.training.optimise import Optim
 
 
 class Frozen(Part):
@@ -65,7 +67,21 @@ class Rounded(Part):
     """Neighbouring values that share a scale, the largest of them."""
 
 
-Update = Annotated[Frozen | Copy | EMA | Rounded, Field(discriminator="kind")]
+class Trained(Part):
+    """Learns the flow of the samples that the policy makes, in every iteration before the policy itself: the
+    fake score of distribution matching.
+    """
+
+    kind: Literal["trained"] = "trained"
+    optim: Optim
+    """Its own optimizer; `updates_per_iteration` says how many steps it takes, each on all samples of the
+    iteration under fresh noise.
+    """
+    sigmas: Stratified = Stratified(num_sigmas=1)
+    """The noise levels of a sample in one step."""
+
+
+Update = Annotated[Frozen | Copy | EMA | Rounded | Trained, Field(discriminator="kind")]
 PresetName = Literal["frozen", "copy", "slow", "fast", "delayed", "trailing"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -98,12 +114,18 @@ class WeightRule(Part):
     """The set it starts from and follows."""
     update: Annotated[Update, BeforeValidator(_preset, json_schema_input_type=Update | PresetName)]
     """How it follows: `kind` and its numbers, or the name of a published schedule."""
+    init: str | None = None
+    """Start from these weights and not from `from`: a run's folder, a checkpoint, or a safetensors file."""
+    guidance_scale: float | None = Field(default=None, ge=0)
+    """Velocities of this set are guided so strongly; None guides them as the model."""
 
 
 def add_named(weights: NamedWeights, rules: dict[str, WeightRule]) -> None:
     """Create every named set, a copy of its source."""
     for name, rule in rules.items():
         weights.add(name, rule.source)
+        if rule.guidance_scale is not None:
+            weights.guidance[name] = rule.guidance_scale
         if isinstance(rule.update, Rounded):
             _round(weights, name, rule)
 

@@ -110,8 +110,9 @@ class MiniaturePolicy:
     ) -> Float[Tensor, "B ..."]:
         tokens, sigma = condition.tensors["tokens"], sigma.to(x.device)
         words = condition.tensors.get("embedding")
-        self.passes.evaluations += len(x) * self.passes_per_velocity
-        if self.model.guidance_scale == 1:
+        scale = self.weights.guidance_scale(self.model.guidance_scale)
+        self.passes.evaluations += len(x) * (1 if scale == 1 else 2)
+        if scale == 1:
             return self.weights.watch(self._forward(x, sigma, tokens, words))
         nothing = torch.zeros_like(tokens)
         both = self._forward(
@@ -121,7 +122,7 @@ class MiniaturePolicy:
             None if words is None else torch.cat([self.network.words(nothing), words]),  # type: ignore[operator]
         )
         unconditional, conditional = both.chunk(2)
-        return self.weights.watch(unconditional + self.model.guidance_scale * (conditional - unconditional))
+        return self.weights.watch(unconditional + scale * (conditional - unconditional))
 
     def embed(self, condition: Condition) -> Condition:
         tokens = condition.tensors["tokens"]

@@ -1,0 +1,128 @@
+"""Weights that learn the samples, teachers that come from files, and guidance of single sets."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from thalweg.core.errors import UserError
+from thalweg.core.processes import Processes
+from thalweg.core.values import Prompt
+from thalweg.models import MiniatureModel
+from thalweg.objectives.forward_rows import samples
+from thalweg.objectives.sigma_draw import Stratified
+from thalweg.rollout import Deterministic, Rollout, Root, grow
+from thalweg.training.companions import fit_companions, make_optimizers
+from thalweg.training.loop import load_policy, train
+from thalweg.training.recipe import load_recipe
+from thalweg.training.weight_rules import WeightRule, add_named
+from training.small_runs import small, trains
+
+
+def fitted(linear_policy, updates, **changes):
+    """A policy whose fake learnt from 2 samples, and what was reported."""
+    recipe = load_recipe("dmd", {"weights.fake.update.optim.updates_per_iteration": updates, **changes})
+    policy = linear_policy((2,))
+    add_named(policy.weights, recipe.weights)
+    rollout = Rollout(plan=Deterministic(), group_size=2, steps=3)
+    roots = [Root(0, g, g, 0) for g in range(2)]
+    forest = grow(policy, [Prompt("a", {"shift": 1.0})], roots, rollout, seed=0, iteration=0)
+    optimizers = make_optimizers(policy.weights, recipe)
+    report = fit_companions(recipe, policy, optimizers, forest, Processes(), 0)
+    return policy, forest, optimizers, report
+
+
+@pytest.mark.parametrize("updates", [1, 5])
+def test_the_fake_alone_moves_and_as_often_as_the_recipe_says(updates, linear_policy):
+    policy, _, optimizers, report = fitted(linear_policy, updates)
+    assert policy.weights.tensors("policy")["bias"].abs().max() == 0
+    assert policy.weights.tensors("teacher")["bias"].abs().max() == 0
+    assert policy.weights.tensors("fake")["bias"].abs().max() > 0
+    (state,) = optimizers["fake"].state.values()
+    assert int(state["step"]) == updates
+    assert not optimizers["policy"].state
+    assert policy.bias.grad is None
+    assert report["fit/fake"] > 0
+    assert policy.passes.backwards == 2 * updates
+
+
+def test_a_fake_that_takes_large_steps_arrives_at_the_error_of_its_samples(linear_policy):
+    # Of one sample x0 and ε, the bias that fits is the mean of ε - x0 - v; Adam's first step has size lr.
+    policy, *_ = fitted(linear_policy, 1, **{"weights.fake.update.optim.learning_rate": 0.25})
+    assert_close(policy.weights.tensors("fake")["bias"].abs(), torch.full((2,), 0.25), rtol=1e-4, atol=1e-5)
+
+
+def test_the_error_is_that_of_the_samples_under_fresh_noise(linear_policy):
+    policy, forest, _, report = fitted(linear_policy, 1)
+    ones = forest.advantages(torch.ones(2, 1))
+    rows = samples(forest, ones, Stratified(num_sigmas=1), seed=0, iteration=0)
+    sigma = rows.sigma[:, None]
+    x = (1 - sigma) * rows.x0 + sigma * rows.noise
+    velocity = policy.velocity(x, rows.sigma, forest.condition.repeat(2)).detach()
+    assert report["fit/fake"] == pytest.approx(
+        float((velocity - rows.noise + rows.x0).square().mean()), rel=1e-5
+    )
+
+
+def test_a_guided_set_is_the_model_under_that_guidance(tiny_policy, prompts):
+    plain, guided = tiny_policy(), tiny_policy(MiniatureModel(guidance_scale=3.0))
+    add_named(plain.weights, {"teacher": WeightRule(update="frozen", guidance_scale=3.0)})
+    condition = plain.encode(prompts)
+    x, sigma = torch.randn(4, *plain.latent_shape), torch.full((4,), 0.5)
+    with torch.no_grad():
+        before = plain.passes.evaluations
+        with plain.weights.use("teacher"):
+            found = plain.velocity(x, sigma, condition)
+        assert plain.passes.evaluations - before == 8
+        assert_close(found, guided.velocity(x, sigma, condition))
+        assert not torch.allclose(found, plain.velocity(x, sigma, condition))
+        assert plain.passes.evaluations - before == 12
+
+
+def teacher_run(out, **changes):
+    return train(small("flow-opd", {"iterations": 1, "optim.learning_rate": 0.01, **changes}), out).path
+
+
+def with_teacher(source):
+    return small(
+        "flow-opd",
+        {
+            "iterations": 1,
+            "weights": {
+                "teacher_position": {"update": {"kind": "frozen"}},
+                "teacher_rest": {"update": {"kind": "frozen"}, "init": str(source)},
+                "evaluation": {"update": {"kind": "copy"}},
+            },
+        },
+    )
+
+
+def test_a_teacher_starts_from_the_run_it_is_given(tiny_world, tmp_path):
+    source = teacher_run(tmp_path / "teacher")
+    policy, taught = load_policy(with_teacher(source)), load_policy(small("flow-opd"))
+    given = policy.weights.tensors("teacher_rest")
+    assert any(not torch.equal(given[n], t) for n, t in taught.weights.tensors("policy").items())
+    for name, tensor in policy.weights.tensors("policy").items():
+        assert torch.equal(tensor, taught.weights.tensors("policy")[name])
+    (line,) = trains(train(with_teacher(source), tmp_path / "student"))
+    assert line["teacher_kl"] > 0 and line["grad_norm"] > 0
+
+
+def test_a_teacher_of_another_network_is_one_clear_line(tiny_world, tmp_path):
+    source = teacher_run(tmp_path / "teacher", **{"model.lora": {"rank": 2}})
+    with pytest.raises(
+        UserError, match=r"weights.teacher_rest.init: .*holds other parameters than this model"
+    ):
+        load_policy(with_teacher(source))
+
+
+def test_a_teacher_of_other_noise_levels_is_one_clear_line(tiny_world, tmp_path):
+    source = teacher_run(tmp_path / "teacher", **{"rollout.steps": 3})
+    with pytest.raises(
+        UserError, match=r"weights.teacher_rest.init=.*took its steps at the noise levels \[1,"
+    ):
+        load_policy(with_teacher(source))
+
+
+def test_a_teacher_that_is_nowhere_is_one_clear_line(tiny_world, tmp_path):
+    with pytest.raises(UserError, match=r"weights.teacher_rest.init: '.*nowhere': no weights there"):
+        load_policy(with_teacher(tmp_path / "nowhere"))
