@@ -26,7 +26,7 @@ from thalweg.training.backward import Report, backward, on_training_path
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.collect import agreement, collect, judge
-from thalweg.training.data import draw_prompts, load_prompts, require_judged
+from thalweg.training.data import PromptStream, draw_prompts, held_out_prompts, open_prompts, require_judged
 from thalweg.training.memory import peak_megabytes
 from thalweg.training.optimise import make_optimizer, update
 from thalweg.training.plan import batch_plan
@@ -82,10 +82,11 @@ def _run(
     policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
     batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
     optimizer = make_optimizer(policy.weights, recipe.optim)
-    prompts = load_prompts(recipe.data.prompts, recipe.model.world)
-    held_out = load_prompts(recipe.evaluation.prompts, recipe.model.world, "evaluation.prompts")
+    prompts = open_prompts(recipe.data, recipe.model.world)
+    held_out = held_out_prompts(recipe.data, recipe.evaluation, recipe.model.world, prompts)
     judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
-    require_judged(prompts, judges, "data.prompts", by_task=False)
+    if not isinstance(prompts, PromptStream):  # an embedded world's are never one
+        require_judged(prompts, judges, "data.prompts", by_task=False)
     own = set() if recipe.model.world is None else {recipe.model.world}
     require_judged(held_out, judges | own, "evaluation.prompts", by_task=True)
     require_installed(recipe)
@@ -141,7 +142,7 @@ def iterate(
     recipe: Recipe,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt] | PromptStream,
     processes: Processes,
     state: State,
     buffer: ReplayBuffer,
@@ -150,7 +151,7 @@ def iterate(
     """One iteration: what `train` does again and again. Leaves `state` one further."""
     before = (policy.passes.evaluations, policy.passes.backwards)
     with clock.stage("rollout"):
-        asked = draw_prompts(tuple(prompts), recipe.data, recipe.seed, state.iteration)
+        asked = draw_prompts(prompts, recipe.data, recipe.seed, state.iteration)
         collected = collect(recipe, policy, asked, processes, state.iteration)
         forest = collected.forest
     with clock.stage("reward"):

@@ -208,6 +208,7 @@ def _across_sections(recipe: Recipe) -> list[str]:
             f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only "
             f"{parts} {'groups, which stay whole' if whole else 'samples'}; give fewer updates"
         )
+    problems += _streamed(recipe)
     names = [reward.name for reward in recipe.rewards]
     if not names:
         problems.append("rewards: empty, so there is nothing to learn; give at least one")
@@ -328,11 +329,28 @@ def _selection_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _streamed(recipe: Recipe) -> list[str]:
+    """What needs all prompts at once."""
+    data, problems = recipe.data, []
+    if not data.streaming:
+        return []
+    if data.prompts in ("training", "held_out"):
+        problems.append(f"data.streaming: '{data.prompts}' of a world are few; leave it out")
+    if any(isinstance(reward, WorldReward) for reward in recipe.rewards):
+        problems.append(
+            "data.streaming: the judge of an embedded world looks at all prompts at the start; leave it out"
+        )
+    if recipe.evaluation.prompts == "data" and recipe.evaluation.num_prompts is None:
+        problems.append("evaluation.num_prompts: none, and the prompts of 'data' are streamed; give a number")
+    return problems
+
+
 def _without_a_world(recipe: Recipe) -> list[str]:
     """What an embedded world would have brought along."""
     prompts = {"data.prompts": recipe.data.prompts, "evaluation.prompts": recipe.evaluation.prompts}
     problems = [
-        f"{key}='{source}': this model has no prompts of its own; give a .txt or .jsonl file"
+        f"{key}='{source}': this model has no prompts of its own; give a .txt, .jsonl or .parquet "
+        "file, or a dataset"
         for key, source in prompts.items()
         if source in ("training", "held_out")
     ]
