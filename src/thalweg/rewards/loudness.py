@@ -1,7 +1,7 @@
 """The plainest reward of a sound, for first steps and for tests of a whole pipeline."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +16,8 @@ class Loudness(Part):
     kind: Literal["loudness"] = "loudness"
     weight: float = 1.0
     """Negative to reward quiet."""
+    differentiable: ClassVar[bool] = False
+    per_step: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
 from thalweg.models import Policy
 from thalweg.objectives import ChunkRatio, ClippedRatio
-from thalweg.rewards import finished, require_finite, total, weights_of, without_infinite
+from thalweg.rewards import finished, open_rewards, require_finite, total, weights_of, without_infinite
 from thalweg.rewards.world import WorldReward
 from thalweg.training import checkpoint
 from thalweg.training.backward import Report, backward, on_training_path
@@ -89,6 +89,7 @@ def _run(
         require_judged(prompts, judges, "data.prompts", by_task=False)
     own = set() if recipe.model.world is None else {recipe.model.world}
     require_judged(held_out, judges | own, "evaluation.prompts", by_task=True)
+    open_rewards(recipe.rewards, held_out if isinstance(prompts, PromptStream) else [*prompts, *held_out])
     require_installed(recipe)
     if is_new:
         folder.start(recipe, command_line())
