@@ -85,13 +85,14 @@ def load_clip(path: str, device: str, reward: str) -> Clip:
         kind = AutoConfig.from_pretrained(path).model_type
         if kind != "clip":
             raise UserError(f"reward '{reward}': model='{path}' is a '{kind}' model; give a CLIP model")
-        model, report = CLIPModel.from_pretrained(path, use_safetensors=True, output_loading_info=True)
+        loaded: Any = CLIPModel.from_pretrained(path, use_safetensors=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
         images, _ = ImageProcessingMixin.get_image_processor_dict(path)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(lacking) from error
+    model, report = loaded
     if report["missing_keys"]:
         raise UserError(
             f"reward '{reward}': model='{path}' lacks {len(report['missing_keys'])} of its weights, such as "

@@ -70,6 +70,7 @@ class HTTPReward(Part):
         request = urllib.request.Request(
             self.url, body, {**self.headers, "Content-Type": "application/json"}, method="POST"
         )
+        problem = ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(self.backoff * 2 ** (attempt - 1))

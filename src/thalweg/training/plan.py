@@ -40,6 +40,15 @@ class BatchPlan:
 
 def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
     """Solve the batch plan of the first iteration; raises UserError where it does not come out even."""
+    weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
+    of_all = weights * (4 + len(recipe.weights))
+    return plan_of(recipe, math.prod(policy.latent_shape), policy.passes_per_velocity, of_all, processes)
+
+
+def plan_of(
+    recipe: Recipe, latent_elements: int, passes_per_velocity: int, weight_bytes: int, processes: int
+) -> BatchPlan:
+    """The batch plan of a model in numbers."""
     roots = recipe.data.prompts_per_iteration * recipe.rollout.num_roots
     if roots % processes:
         raise UserError(
@@ -79,18 +88,17 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         others += rows * (1 + anchors)
     of_edge = 3 if recipe.objective.keeps_mean else 2
     states = of_edge * trained if levels is None else round(2 * samples * of_sample)
-    size = math.prod(policy.latent_shape) * torch.float32.itemsize
-    weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
+    size = latent_elements * torch.float32.itemsize
     return BatchPlan(
         prompts=recipe.data.prompts_per_iteration,
         group_size=recipe.rollout.group_size,
         processes=processes,
         roots_per_process=roots // processes,
         samples=samples,
-        rollout_passes=passes * policy.passes_per_velocity,
-        gradient_passes=rows * policy.passes_per_velocity,
-        other_passes=others * policy.passes_per_velocity,
+        rollout_passes=passes * passes_per_velocity,
+        gradient_passes=rows * passes_per_velocity,
+        other_passes=others * passes_per_velocity,
         updates=recipe.optim.updates_per_iteration,
         stored_bytes=states * size // processes,
-        weight_bytes=weights * (4 + len(recipe.weights)),
+        weight_bytes=weight_bytes,
     )
