@@ -107,7 +107,10 @@ RECIPES = {
     "unknown weights of the objective": (["objective.kl_weight=1", "objective.reference=base"], "'base'"),
     "weights from unknown ones": (["weights.reference.from=base"], "weights.reference.from", "'base'"),
     "weights from later ones": (
-        ["weights={a: {from: b, update: {kind: frozen}}, b: {update: {kind: frozen}}}"],
+        [
+            "weights={a: {from: b, update: {kind: frozen}}, b: {update: {kind: frozen}}}",
+            "evaluation.weights=policy",
+        ],
         "weights.a.from: 'b' comes later",
     ),
     "the trained weights again": (
@@ -149,23 +152,23 @@ FORWARD = {
         "a group of one",
     ),
     "more updates than groups": (
-        ["objective.rule={kind: centred}", "credit.drop_zero=false", "optim.updates_per_iteration=3"],
+        ["objective.rule={kind: centred}", "selection.drop_zero=false", "optim.updates_per_iteration=3"],
         "=3",
         "only 2 groups, which stay whole",
         "give fewer",
     ),
     "groups by more than the prompt": (
-        ["objective.rule={kind: centred}", "credit.drop_zero=false", "credit.group_by=[prompt, seed]"],
+        ["objective.rule={kind: centred}", "selection.drop_zero=false", "credit.group_by=[prompt, seed]"],
         "credit.group_by=['prompt', 'seed']",
         "compares the samples of a prompt",
         "use [prompt]",
     ),
     "a part of each sample of a group": (
-        ["objective.rule={kind: centred}", "credit.drop_zero=false", "credit.trained_fraction=0.5"],
-        "credit.trained_fraction=0.5",
+        ["objective.rule={kind: centred}", "selection.drop_zero=false", "selection.trained_fraction=0.5"],
+        "selection.trained_fraction=0.5",
         "at the same levels; give 1",
     ),
-    "a mean over half a group": (["objective.rule={kind: centred}"], "credit.drop_zero", "give false"),
+    "a mean over half a group": (["objective.rule={kind: centred}"], "selection.drop_zero", "give false"),
     "weights of a rule that are nowhere": (
         ["objective.rule={kind: preference}"],
         "objective, weights 'reference'",
@@ -205,7 +208,7 @@ FORWARD = {
         "objective.noise='rollout'",
         "'all_steps' draws more noise",
     ),
-    "weights of steps": (["credit.step_weight=noise"], "credit.step_weight", "trains whole samples"),
+    "weights of steps": (["selection.step_weight=noise"], "selection.step_weight", "trains whole samples"),
 }
 
 
@@ -218,9 +221,9 @@ def test_a_forward_recipe_that_cannot_be_is_refused(overrides, words, train, tmp
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["credit.drop_zero=true"], ["credit.drop_zero", "those of advantage 0 too"]),
+        (["selection.drop_zero=true"], ["selection.drop_zero", "those of advantage 0 too"]),
         (["rollout.plan={kind: branch, num_branch_steps: 2}"], ["'balance' needs every sample to train"]),
-        (["credit.trained_fraction=0.5"], ["'balance' needs every sample to train"]),
+        (["selection.trained_fraction=0.5"], ["'balance' needs every sample to train"]),
     ],
 )
 def test_a_balance_without_all_steps_of_all_samples_is_refused(overrides, words, train, tmp_path):
