@@ -79,9 +79,6 @@ def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -
 def _run(
     recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress | None, *, is_new: bool
 ) -> Run:
-    policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
-    batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
-    optimizer = make_optimizer(policy.weights, recipe.optim)
     prompts = open_prompts(recipe.data, recipe.model.world)
     held_out = held_out_prompts(recipe.data, recipe.evaluation, recipe.model.world, prompts)
     judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
@@ -91,6 +88,9 @@ def _run(
     require_judged(held_out, judges | own, "evaluation.prompts", by_task=True)
     open_rewards(recipe.rewards, held_out if isinstance(prompts, PromptStream) else [*prompts, *held_out])
     require_installed(recipe)
+    policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
+    batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
+    optimizer = make_optimizer(policy.weights, recipe.optim)
     if is_new:
         folder.start(recipe, command_line())
     processes.wait()
