@@ -44,7 +44,7 @@ class Size:
 
     `parameters`, `adapter_sides` and `attention_sides` were counted in diffusers 0.42.1 on networks built
     without memory, from their default configuration where that is the released model's and else from the one
-    beside it in this table; the other numbers are those of the pipelines' configurations and model cards.
+    beside it in this table. `frozen_parameters` and `text_tokens` are approximate and not counted.
     """
 
     parameters: float
