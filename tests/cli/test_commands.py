@@ -11,7 +11,7 @@ from typer.main import get_command
 
 import thalweg as library
 from thalweg.cli.app import app
-from thalweg.training.recipe import Recipe, recipe_names
+from thalweg.training.recipe import Recipe, full_size_names, recipe_names
 from training.small_runs import iterations_saved, metrics_of, small, trains
 
 COMMANDS = dict(sorted(get_command(app).commands.items()))
@@ -70,9 +70,11 @@ def test_a_table_reads_as_json_and_as_text(command, column, thalweg):
 
 def test_the_methods_are_the_shipped_recipes_with_their_papers(thalweg):
     rows = json.loads(thalweg("methods", "--json").out)
-    assert [row["recipe"] for row in rows] == recipe_names()
+    assert [row["recipe"] for row in rows] == [*recipe_names(), *full_size_names()]
+    assert next(r for r in rows if r["recipe"] == "flux1-dev/mix-grpo")["model"] == "flux1-dev"
     assert next(r for r in rows if r["recipe"] == "flow-grpo") == {
         "recipe": "flow-grpo",
+        "model": "embedded",
         "method": "Flow-GRPO: online policy gradient over the denoising steps of a flow",
         "paper": "Liu et al. 2025, arXiv:2505.05470",
         "plan": "all_steps",
@@ -145,6 +147,12 @@ def test_a_dry_run_writes_nothing_and_tells_the_passes_an_iteration_takes(
     (line,) = trains(tmp_path / "run")
     assert (line["evaluations"], line["backwards"]) == (forwards, with_gradient)
     assert rollout + with_gradient + others == forwards
+
+
+def test_a_dry_run_of_a_full_size_recipe_prints_an_estimate_without_weights(thalweg):
+    told = thalweg("train", "flux1-dev/mix-grpo", "rewards=[pickscore]", "--dry-run")
+    assert told.code == 0, told.err
+    assert "# an estimate from a formula" in told.out and "# 80 GB (H100): fits;" in told.out
 
 
 def test_a_resolved_recipe_is_a_recipe(train, thalweg, tiny_world, tmp_path):

@@ -113,13 +113,13 @@ def evaluate(source: Source, overrides: Overrides = None, as_json: AsJSON = Fals
     from thalweg.core.processes import Processes
     from thalweg.evaluation import measure
     from thalweg.models import POLICY
-    from thalweg.training.data import load_prompts
+    from thalweg.training.data import held_out_prompts
     from thalweg.training.saved import open_model
     from thalweg.worlds import find_world
 
     policy, recipe = open_model(source, overrides or [])
     settings = recipe.evaluation.model_copy(update={"weights": POLICY})
-    held_out = load_prompts(settings.prompts, recipe.model.world, "evaluation.prompts")
+    held_out = held_out_prompts(recipe.data, settings, recipe.model.world)
     prompts = measure.spread(held_out, settings.num_prompts)
     world = None if recipe.model.world is None else find_world(recipe.model.world)
     _print_values(measure.measure(policy, prompts, recipe.rewards, world, settings, Processes()), as_json)

@@ -28,14 +28,15 @@ def print_table(title: str, rows: list[Row], as_json: bool) -> None:
 
 
 def method_rows() -> list[Row]:
-    from thalweg.training.recipe import find_recipe, recipe_names
+    from thalweg.training.recipe import find_recipe, full_size_names, recipe_names
 
     rows = []
-    for name in recipe_names():
+    for name in [*recipe_names(), *full_size_names()]:
         recipe = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
         rows.append(
             {
                 "recipe": name,
+                "model": name.rpartition("/")[0] or "embedded",
                 "method": recipe["title"],
                 "paper": recipe["paper"],
                 "plan": recipe["rollout"]["plan"]["kind"],
@@ -118,11 +119,14 @@ def installation_rows() -> list[Row]:
 def print_plan(recipe: Any) -> None:
     """The resolved recipe, how an iteration divides, and an estimate of passes and memory."""
     from thalweg.core.processes import connect, disconnect
+    from thalweg.training.estimate import estimate, report, size_of
     from thalweg.training.loop import load_policy
     from thalweg.training.plan import batch_plan
 
     processes = connect()
-    plan = batch_plan(recipe, load_policy(recipe), processes.count)
+    size = size_of(recipe.model)
+    estimated = None if size is None else estimate(recipe, size, processes.count)
+    plan = batch_plan(recipe, load_policy(recipe), processes.count) if estimated is None else estimated.plan
     disconnect(processes)
     if not processes.is_first:
         return
@@ -133,7 +137,12 @@ def print_plan(recipe: Any) -> None:
         f" on {plan.processes} process(es), {plan.updates} update(s)\n"
         f"# passes of one sample: {plan.rollout_passes} in the rollout, {plan.gradient_passes} with "
         f"gradient, {plan.other_passes} of anchors and sweeps; "
-        f"{plan.evaluations * recipe.iterations} forwards in all\n"
+        f"{plan.evaluations * recipe.iterations} forwards in all"
+    )
+    if estimated is not None:
+        typer.echo("\n".join(f"# {line}" for line in report(estimated, recipe.iterations)))
+        return
+    typer.echo(
         f"# memory: {plan.stored_bytes / 2**20:.1f} MiB of stored states, "
         f"{plan.weight_bytes / 2**20:.1f} MiB of "
         "weights, gradients and optimizer state, besides activations of one micro-batch"

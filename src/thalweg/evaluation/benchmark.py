@@ -13,7 +13,9 @@ class Evaluation(Part):
     every: NonNegativeInt = 10
     """Iterations between evaluations; 0 evaluates at the start and the end only."""
     prompts: str = "held_out"
-    """As `data.prompts`."""
+    """As `data.prompts`; or `data`, the training prompts themselves, where there are no others."""
+    split: str = "test"
+    """Part of a dataset; files have none."""
     num_prompts: PositiveInt | None = None
     """Take this many, spread evenly over the tasks; None takes all."""
     samples_per_prompt: PositiveInt = 1

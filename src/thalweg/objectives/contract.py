@@ -76,11 +76,9 @@ class ReadsMeans(Protocol):
     """An objective that may compare with the means of the rollout's steps."""
 
     @property
-
-
-def keeps_mean(objective: "ObjectiveContract | PathwiseContract") -> bool:
-    """Whether the rollout must keep the means of trained steps for this objective."""
-    return isinstance(objective, ReadsMeans) and objective.keeps_mean
+    def keeps_mean(self) -> bool:
+        """Whether the rollout must keep them."""
+        ...
 
 
 @runtime_checkable
@@ -153,6 +151,6 @@ class PathwiseContract(Protocol):
         ...
 
 
-def keeps_mean(self) -> bool:
-        """Whether the rollout must keep them."""
-        ...
+def keeps_mean(objective: ObjectiveContract | PathwiseContract) -> bool:
+    """Whether the rollout must keep the means of trained steps for this objective."""
+    return isinstance(objective, ReadsMeans) and objective.keeps_mean

@@ -12,8 +12,12 @@ from thalweg.core.errors import UserError
 from thalweg.core.forest import Forest, Scores
 from thalweg.core.names import nearest
 from thalweg.core.values import Made, Media, Prompt
+from thalweg.rewards.clipscore import CLIPScore
 from thalweg.rewards.function import FunctionReward
+from thalweg.rewards.http import HTTPReward
 from thalweg.rewards.loudness import Loudness
+from thalweg.rewards.ocr import OCR, target_of
+from thalweg.rewards.pickscore import PickScore
 from thalweg.rewards.pixels import Brightness, JPEGSize
 from thalweg.rewards.scorer import ScorerReward
 from thalweg.rewards.world import WorldReward
@@ -21,9 +25,13 @@ from thalweg.worlds import WORLDS
 
 KINDS = {
     "brightness": Brightness,
+    "clipscore": CLIPScore,
     "function": FunctionReward,
+    "http": HTTPReward,
     "jpeg_size": JPEGSize,
     "loudness": Loudness,
+    "ocr": OCR,
+    "pickscore": PickScore,
     "scorer": ScorerReward,
     "world": WorldReward,
 }
@@ -46,11 +54,30 @@ def _from_shorthand(value: Any) -> Any:
 
 Reward = Annotated[
     Annotated[
-        WorldReward | FunctionReward | Brightness | JPEGSize | Loudness | ScorerReward,
+        WorldReward
+        | FunctionReward
+        | Brightness
+        | CLIPScore
+        | HTTPReward
+        | JPEGSize
+        | Loudness
+        | OCR
+        | PickScore
+        | ScorerReward,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_from_shorthand),
 ]
+
+
+def open_rewards(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> None:
+    """Load what the rewards need, and look whether they can judge these prompts; raises UserError."""
+    for reward in rewards:
+        if isinstance(reward, PickScore | CLIPScore | OCR):
+            reward.open()
+        if isinstance(reward, OCR):
+            for prompt in prompts:
+                target_of(prompt)
 
 
 def score(rewards: Sequence[Reward], made: Made, prompts: Sequence[Prompt]) -> dict[str, Float[Tensor, " B"]]:

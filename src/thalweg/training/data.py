@@ -1,8 +1,7 @@
 """Prompts: where they come from, and which ones an iteration takes."""
 
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from pydantic import PositiveInt
@@ -11,6 +10,8 @@ from thalweg.core.errors import UserError
 from thalweg.core.noise import Address
 from thalweg.core.part import Part
 from thalweg.core.values import Prompt
+from thalweg.evaluation.benchmark import Evaluation
+from thalweg.training.sources import Source, read_prompts
 from thalweg.worlds import World, find_world
 
 
@@ -18,36 +19,118 @@ class Data(Part):
     """The `data` section of a recipe."""
 
     prompts: str = "training"
-    """`training` or `held_out` of the model's world, or a file: .txt with a prompt a line, or .jsonl with
-    objects that have a `text` and any other keys as metadata.
+    """`training` or `held_out` of the model's world; a file: .txt with a prompt a line, .jsonl with an object
+    a line, or .parquet; or a dataset: its folder, or owner/name on the Hugging Face hub.
     """
+    split: str = "train"
+    """Part of a dataset; files have none."""
+    text_column: str = "text"
+    """Key or column that holds the prompt; the others are its metadata."""
+    streaming: bool = False
+    """Read prompts as they are needed and never hold them all."""
+    shuffle_buffer: PositiveInt = 1000
+    """Prompts held and drawn in random order before the next ones are read, where `streaming`."""
     prompts_per_iteration: PositiveInt = 12
     """P: prompts of one iteration."""
 
 
-def load_prompts(source: str, world: str | None, key: str = "data.prompts") -> tuple[Prompt, ...]:
+class PromptStream:
+    """Prompts of a source that is too large to hold.
+
+    A buffer is filled in the order of the source, drawn to its end in an order that the seed decides, and
+    filled anew; after the last prompt the source starts over. So the prompt at a place depends on the source
+    and the seed alone: an interrupted run reads up to its place again and goes on with the same prompts.
+    """
+
+    def __init__(self, source: Source, buffer_size: int, world: World | None = None) -> None:
+        self._source, self._size, self._world = source, buffer_size, world
+        self._restart()
+        self._fill()  # a source that cannot be read is refused before training
+
+    def at(self, place: int, seed: int) -> Prompt:
+        """The prompt at a place of the endless stream; reads on from where the last one was."""
+        if place < self._start:
+            self._restart()
+            self._fill()
+        while place >= self._start + len(self._buffer):
+            self._start += len(self._buffer)
+            self._number += 1
+            self._fill()
+        order = Address(seed, "order", self._number, path=(2,)).permutation(len(self._buffer))
+        return self._buffer[int(order[place - self._start])]
+
+    def head(self, count: int) -> tuple[Prompt, ...]:
+        """The first prompts of the source, in its order."""
+        return tuple(prompt for _, prompt in islice(_checked(self._source, self._world), count))
+
+    def _restart(self) -> None:
+        self._start, self._number = 0, 0
+        self._buffer: list[Prompt] = []
+        self._reader = _checked(self._source, self._world)
+
+    def _fill(self) -> None:
+        self._buffer = [prompt for _, prompt in islice(self._reader, self._size)]
+        if not self._buffer:
+            self._reader = _checked(self._source, self._world)
+            self._buffer = [prompt for _, prompt in islice(self._reader, self._size)]
+
+
+def open_prompts(data: Data, world: str | None) -> "tuple[Prompt, ...] | PromptStream":
+    """All prompts of the `data` section, or a stream of them."""
+    if not data.streaming:
+        return load_prompts(data.prompts, world, split=data.split, text_column=data.text_column)
+    source = Source(name=data.prompts, split=data.split, text_column=data.text_column, streaming=True)
+    return PromptStream(source, data.shuffle_buffer, None if world is None else find_world(world))
+
+
+def held_out_prompts(
+    data: Data,
+    evaluation: Evaluation,
+    world: str | None,
+    training: "tuple[Prompt, ...] | PromptStream | None" = None,
+) -> tuple[Prompt, ...]:
+    """The prompts of the `evaluation` section; `training` saves reading those of `data` again."""
+    if evaluation.prompts != "data":
+        key, split = "evaluation.prompts", evaluation.split
+        return load_prompts(evaluation.prompts, world, key, split=split, text_column=data.text_column)
+    training = open_prompts(data, world) if training is None else training
+    if isinstance(training, PromptStream):
+        assert evaluation.num_prompts is not None  # the recipe was checked
+        return training.head(evaluation.num_prompts)
+    return training
+
+
+def load_prompts(
+    source: str,
+    world: str | None,
+    key: str = "data.prompts",
+    *,
+    split: str = "train",
+    text_column: str = "text",
+) -> tuple[Prompt, ...]:
     """All prompts of a source, which the recipe names under `key`."""
     if source in ("training", "held_out"):
         if world is None:
             raise UserError(f"{key}='{source}': only an embedded world has its own; name a file")
         of = find_world(world)
         return of.training_prompts() if source == "training" else of.held_out_prompts()
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(f"{key}='{source}': no such file; give training, held_out, or a .txt or .jsonl file")
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"{key}='{source}': cannot read '{path.suffix}' files; give .txt or .jsonl")
-    read = _read_json if path.suffix == ".jsonl" else _read_text
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}='{source}': not UTF-8 text ({error}); save it as such") from None
-    numbered = {n: read(line, f"{source}:{n}") for n, line in enumerate(lines, 1) if line.strip()}
-    if not numbered:
-        raise UserError(f"{key}='{source}': the file holds no prompt; give at least one line")
-    if world is not None:
-        _require_known_words(numbered, find_world(world), source)
-    return tuple(numbered.values())
+    named = Source(name=source, key=key, split=split, text_column=text_column)
+    return tuple(prompt for _, prompt in _checked(named, None if world is None else find_world(world)))
+
+
+def _checked(source: Source, world: World | None) -> Iterator[tuple[str, Prompt]]:
+    """The prompts of a source, at least one, in words that the world knows."""
+    is_empty = True
+    for where, prompt in read_prompts(source):
+        if world is not None:
+            try:
+                world.tokenize([prompt.text])
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+        is_empty = False
+        yield where, prompt
+    if is_empty:
+        raise UserError(f"{source.key}='{source.name}': the file holds no prompt; give at least one line")
 
 
 def require_judged(prompts: Sequence[Prompt], worlds: Iterable[str], key: str, *, by_task: bool) -> None:
@@ -68,18 +151,15 @@ def require_judged(prompts: Sequence[Prompt], worlds: Iterable[str], key: str, *
                 ) from None
 
 
-def _require_known_words(prompts: dict[int, Prompt], world: World, source: str) -> None:
-    for number, prompt in prompts.items():
-        try:
-            world.tokenize([prompt.text])
-        except UserError as error:
-            raise UserError(f"{source}:{number}: {error}") from None
-
-
-def draw_prompts(prompts: tuple[Prompt, ...], data: Data, seed: int, iteration: int) -> list[Prompt]:
+def draw_prompts(
+    prompts: "Sequence[Prompt] | PromptStream", data: Data, seed: int, iteration: int
+) -> list[Prompt]:
     """The P prompts of an iteration. All prompts come once, in random order, before any comes again."""
+    places = range(iteration * data.prompts_per_iteration, (iteration + 1) * data.prompts_per_iteration)
+    if isinstance(prompts, PromptStream):
+        return [prompts.at(place, seed) for place in places]
     drawn: list[Prompt] = []
-    for at in range(iteration * data.prompts_per_iteration, (iteration + 1) * data.prompts_per_iteration):
+    for at in places:
         epoch, place = divmod(at, len(prompts))
         drawn.append(prompts[_order(seed, epoch, len(prompts))[place]])
     return drawn
@@ -87,19 +167,3 @@ def draw_prompts(prompts: tuple[Prompt, ...], data: Data, seed: int, iteration: 
 
 def _order(seed: int, epoch: int, count: int) -> list[int]:
     return Address(seed, "order", epoch, path=(0,)).permutation(count).tolist()
-
-
-def _read_text(line: str, where: str) -> Prompt:
-    return Prompt(line.strip())
-
-
-def _read_json(line: str, where: str) -> Prompt:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: not a JSON object ({error.msg} at column {error.colno}); mend the line"
-        ) from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-        raise UserError(f"{where}: a prompt is an object with a string 'text'; mend the line")
-    return Prompt(entry.pop("text"), entry)

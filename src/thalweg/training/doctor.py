@@ -16,7 +16,7 @@ from thalweg.objectives import Balance, ChunkRatio, ClippedRatio
 from thalweg.rewards import finished, total, weights_of
 from thalweg.training.backward import backward, recompute_log_probs
 from thalweg.training.collect import collect, judge
-from thalweg.training.data import draw_prompts, load_prompts
+from thalweg.training.data import draw_prompts, open_prompts
 from thalweg.training.loop import load_policy
 from thalweg.training.pathwise import judge_of
 from thalweg.training.plan import batch_plan
@@ -27,7 +27,7 @@ def examine(recipe: Recipe) -> list[Finding]:
     """Replay stored steps and differentiate the objective once; nothing is trained."""
     policy, alone = load_policy(recipe), Processes()
     plan = batch_plan(recipe, policy)
-    prompts = load_prompts(recipe.data.prompts, recipe.model.world)
+    prompts = open_prompts(recipe.data, recipe.model.world)
     before = policy.passes.evaluations
     forest = collect(recipe, policy, draw_prompts(prompts, recipe.data, recipe.seed, 0), alone, 0).forest
     passes = policy.passes.evaluations - before

@@ -19,7 +19,7 @@ from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
 from thalweg.models import POLICY, Policy
 from thalweg.objectives import ChunkRatio, ClippedRatio, OnPolicyDistillation
-from thalweg.rewards import finished, require_finite, total, weights_of, without_infinite
+from thalweg.rewards import finished, open_rewards, require_finite, total, weights_of, without_infinite
 from thalweg.rewards.world import WorldReward
 from thalweg.training import checkpoint
 from thalweg.training.backward import Report, backward, on_training_path
@@ -27,7 +27,7 @@ from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.collect import agreement, collect, judge
 from thalweg.training.companions import Optimizers, fit_companions, make_optimizers
-from thalweg.training.data import draw_prompts, load_prompts, require_judged
+from thalweg.training.data import PromptStream, draw_prompts, held_out_prompts, open_prompts, require_judged
 from thalweg.training.memory import peak_megabytes
 from thalweg.training.optimise import update
 from thalweg.training.pathwise import Judge, judge_of
@@ -81,16 +81,18 @@ def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -
 def _run(
     recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress | None, *, is_new: bool
 ) -> Run:
+    prompts = open_prompts(recipe.data, recipe.model.world)
+    held_out = held_out_prompts(recipe.data, recipe.evaluation, recipe.model.world, prompts)
+    judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
+    if not isinstance(prompts, PromptStream):  # an embedded world's are never one
+        require_judged(prompts, judges, "data.prompts", by_task=False)
+    own = set() if recipe.model.world is None else {recipe.model.world}
+    require_judged(held_out, judges | own, "evaluation.prompts", by_task=True)
+    open_rewards(recipe.rewards, held_out if isinstance(prompts, PromptStream) else [*prompts, *held_out])
+    require_installed(recipe)
     policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
     batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
     optimizers = make_optimizers(policy.weights, recipe)
-    prompts = load_prompts(recipe.data.prompts, recipe.model.world)
-    held_out = load_prompts(recipe.evaluation.prompts, recipe.model.world, "evaluation.prompts")
-    judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
-    require_judged(prompts, judges, "data.prompts", by_task=False)
-    own = set() if recipe.model.world is None else {recipe.model.world}
-    require_judged(held_out, judges | own, "evaluation.prompts", by_task=True)
-    require_installed(recipe)
     if is_new:
         folder.start(recipe, command_line())
     processes.wait()
@@ -143,7 +145,7 @@ def iterate(
     recipe: Recipe,
     policy: Policy,
     optimizers: Optimizers,
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt] | PromptStream,
     processes: Processes,
     state: State,
     buffer: ReplayBuffer,
@@ -152,7 +154,7 @@ def iterate(
     """One iteration: what `train` does again and again. Leaves `state` one further."""
     before = (policy.passes.evaluations, policy.passes.backwards)
     with clock.stage("rollout"):
-        asked = draw_prompts(tuple(prompts), recipe.data, recipe.seed, state.iteration)
+        asked = draw_prompts(prompts, recipe.data, recipe.seed, state.iteration)
         collected = collect(recipe, policy, asked, processes, state.iteration)
         forest = collected.forest
     with clock.stage("reward"):

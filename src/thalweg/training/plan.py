@@ -42,6 +42,15 @@ class BatchPlan:
 
 def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
     """Solve the batch plan of the first iteration; raises UserError where it does not come out even."""
+    weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
+    of_all = weights * (4 + len(recipe.weights))
+    return plan_of(recipe, math.prod(policy.latent_shape), policy.passes_per_velocity, of_all, processes)
+
+
+def plan_of(
+    recipe: Recipe, latent_elements: int, passes_per_velocity: int, weight_bytes: int, processes: int
+) -> BatchPlan:
+    """The batch plan of a model in numbers."""
     roots = recipe.data.prompts_per_iteration * recipe.rollout.num_roots
     if roots % processes:
         raise UserError(
@@ -72,14 +81,14 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         of_sample, others_of_sample = recipe.objective.passes(steps)
     # Of a prompt's samples, a pair is what a loss term depends on.
     trained_samples = 2 * prompts if unit == "pair" else samples
-    rows, once = round(trained_samples * of_sample), policy.passes_per_velocity
-    anchors = sum(_passes_under(recipe, policy, name) for name in recipe.objective.anchors)
+    rows, once = round(trained_samples * of_sample), passes_per_velocity
+    anchors = sum(_passes_under(recipe, once, name) for name in recipe.objective.anchors)
     if recipe.selection.best_of is not None:
         rows = rows * min(recipe.selection.best_of, recipe.rollout.group_size) // recipe.rollout.group_size
     others = rows * anchors
     if isinstance(recipe.objective, PathwiseContract):
         others = samples * sum(
-            count * _passes_under(recipe, policy, name) for name, count in others_of_sample.items()
+            count * _passes_under(recipe, once, name) for name, count in others_of_sample.items()
         )
     # What does not fit one micro-batch takes a second sweep, with the anchors' passes.
     if unit == "sample" and of_sample > recipe.optim.micro_batch:
@@ -99,8 +108,7 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
     states = of_edge * stored if levels is None else round(2 * samples * of_sample)
     if isinstance(recipe.objective, PathwiseContract):
         states = samples * len(recipe.rollout.sigmas(recipe.seed, 0))
-    size = math.prod(policy.latent_shape) * torch.float32.itemsize
-    weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
+    size = latent_elements * torch.float32.itemsize
     return BatchPlan(
         prompts=prompts,
         group_size=recipe.rollout.group_size,
@@ -112,13 +120,13 @@ def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
         other_passes=others,
         updates=recipe.optim.updates_per_iteration,
         stored_bytes=states * size // processes,
-        weight_bytes=weights * (4 + len(recipe.weights)),
+        weight_bytes=weight_bytes,
     )
 
 
-def _passes_under(recipe: Recipe, policy: Policy, name: str) -> int:
+def _passes_under(recipe: Recipe, passes_per_velocity: int, name: str) -> int:
     """Network passes behind one velocity of named weights."""
     rule = recipe.weights.get(name)
     if rule is None or rule.guidance_scale is None:
-        return policy.passes_per_velocity
+        return passes_per_velocity
     return 1 if rule.guidance_scale == 1 else 2

@@ -43,6 +43,7 @@ from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
 from thalweg.training.replay import Replay
 from thalweg.training.units import WIDE
+from thalweg.training.variants import folder_of
 from thalweg.training.weight_rules import Trained, WeightRule
 
 MOST_MEMORY = 0.05
@@ -108,22 +109,42 @@ class Recipe(Part):
 
 
 def load_recipe(source: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
-    """A recipe by name (`mix-grpo`) or file, with `key=value` overrides (`rollout.steps=8`, values are YAML).
+    """A recipe by name (`mix-grpo`, `flux1-dev/mix-grpo`) or file, with `key=value` overrides
+    (`rollout.steps=8`, values are YAML). With `model=` a folder or a name on the hub, a name stands for its
+    variant for that model, where there is one.
 
     Raises UserError with one line a problem.
     """
-    path = find_recipe(source)
+    pairs = [*overrides.items()] if isinstance(overrides, Mapping) else [_pair(text) for text in overrides]
+    path = find_recipe(_variant(source, pairs))
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; mend the file")
-    tree = {"name": path.stem, **tree}
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [_pair(text) for text in overrides]
+    tree = {"name": _name_of(path), **tree}
     for key, value in pairs:
-        _put(tree, key, from_shorthand(value) if key == "model" else value)
+        is_real = isinstance(tree.get("model"), dict) and tree["model"].get("kind") == "diffusers"
+        if key == "model" and isinstance(value, str) and is_real:
+            _put(tree, "model.path", value)  # the recipe's other settings of the model stay
+        else:
+            _put(tree, key, from_shorthand(value) if key == "model" else value)
     return check_recipe(tree, str(source))
+
+
+def _variant(source: str | Path, overrides: Sequence[tuple[str, Any]]) -> str | Path:
+    """The recipe's variant for the model that the overrides name, or the recipe itself."""
+    model = dict(overrides).get("model")
+    folder = folder_of(model) if isinstance(model, str) else None
+    variant = f"{folder}/{source}"
+    return variant if variant in full_size_names() else source
+
+
+def _name_of(path: Path) -> str:
+    """`mix-grpo`, or `flux1-dev-mix-grpo`: it begins the name of a run's folder."""
+    of_model = path.parent.parent == Path(str(_shipped()))
+    return f"{path.parent.name}-{path.stem}" if of_model else path.stem
 
 
 class _ModelAlone(Part):
@@ -161,8 +182,14 @@ def trained_steps(rollout: Rollout, seed: int, iteration: int) -> list[int]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the library."""
+    """Names of the shipped recipes that run as they stand, on an embedded world."""
     return sorted(p.name.removesuffix(".yaml") for p in _shipped().iterdir() if p.name.endswith(".yaml"))
+
+
+def full_size_names() -> list[str]:
+    """Names of the shipped recipes for real models, `model/method`: they need weights and prompts."""
+    folders = [folder for folder in _shipped().iterdir() if folder.is_dir()]
+    return sorted(f"{f.name}/{p.name[:-5]}" for f in folders for p in f.iterdir() if p.name.endswith(".yaml"))
 
 
 def find_recipe(source: str | Path) -> Path:
@@ -173,8 +200,9 @@ def find_recipe(source: str | Path) -> Path:
         return path
     shipped = Path(str(_shipped())) / f"{source}.yaml"
     if not shipped.is_file():
+        known = [*recipe_names(), *full_size_names()]
         raise UserError(
-            f"recipe '{source}': none of that name{nearest(str(source), recipe_names())}; "
+            f"recipe '{source}': none of that name{nearest(str(source), known)}; "
             "`thalweg methods` lists them, or give a .yaml file"
         )
     return shipped
@@ -232,6 +260,7 @@ def _across_sections(recipe: Recipe) -> list[str]:
             f"optim.updates_per_iteration={recipe.optim.updates_per_iteration}: an iteration has only "
             f"{parts} {'groups, which stay whole' if whole else 'samples'}; give fewer updates"
         )
+    problems += _streamed(recipe)
     names = [reward.name for reward in recipe.rewards]
     if not names:
         problems.append("rewards: empty, so there is nothing to learn; give at least one")
@@ -366,11 +395,28 @@ def _selection_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _streamed(recipe: Recipe) -> list[str]:
+    """What needs all prompts at once."""
+    data, problems = recipe.data, []
+    if not data.streaming:
+        return []
+    if data.prompts in ("training", "held_out"):
+        problems.append(f"data.streaming: '{data.prompts}' of a world are few; leave it out")
+    if any(isinstance(reward, WorldReward) for reward in recipe.rewards):
+        problems.append(
+            "data.streaming: the judge of an embedded world looks at all prompts at the start; leave it out"
+        )
+    if recipe.evaluation.prompts == "data" and recipe.evaluation.num_prompts is None:
+        problems.append("evaluation.num_prompts: none, and the prompts of 'data' are streamed; give a number")
+    return problems
+
+
 def _without_a_world(recipe: Recipe) -> list[str]:
     """What an embedded world would have brought along."""
     prompts = {"data.prompts": recipe.data.prompts, "evaluation.prompts": recipe.evaluation.prompts}
     problems = [
-        f"{key}='{source}': this model has no prompts of its own; give a .txt or .jsonl file"
+        f"{key}='{source}': this model has no prompts of its own; give a .txt, .jsonl or .parquet "
+        "file, or a dataset"
         for key, source in prompts.items()
         if source in ("training", "held_out")
     ]

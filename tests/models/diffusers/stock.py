@@ -113,7 +113,7 @@ def _run(name: str) -> StockRun:
             return_dict=False,
             generator=torch.Generator().manual_seed(0),
             **policy.given(noise[rows]),
-            **policy.arguments | {text: [""] * len(rows) for text in policy.family.lists},
+            **policy.arguments | {n: [policy.arguments.get(n, "")] * len(rows) for n in policy.texts},
         )
         states.append(policy.pack(stock.scheduler.states[-len(policy.family.latents) :]))
         outputs.append([output for output in made if output is not None])

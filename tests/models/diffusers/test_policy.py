@@ -173,3 +173,26 @@ def test_diffusers_reads_the_saved_adapters(name, adapters, tiny_policy_of, tmp_
         expected = policy.velocity(x, sigma, policy.encode(PROMPTS))
         assert_close(read.velocity(x, sigma, read.encode(PROMPTS)), expected, atol=1e-5, rtol=1e-5)
         assert (base.velocity(x, sigma, base.encode(PROMPTS)) - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["sd3", "qwen_image", "wan", "sana", "z_image"])
+def test_a_prompt_may_bring_its_own_negative_prompt(name, tiny_policy_of):
+    def velocity(policy, prompts):
+        x = torch.randn(len(prompts), *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return policy.velocity(x, torch.full((len(prompts),), 0.5), policy.encode(prompts))
+
+    mixed = tiny_policy_of(name, call={"negative_prompt": "red"})
+    own = Prompt("a fox", {"negative_prompt": "blue blue blue"})
+    got = velocity(mixed, [Prompt("a fox"), own])
+    for row, negative in enumerate(["red", "blue blue blue"]):
+        of_all = tiny_policy_of(name, call={"negative_prompt": negative})
+        assert_close(got[row], velocity(of_all, [Prompt("a fox")] * 2)[row])
+    assert not torch.allclose(got, velocity(mixed, [own, Prompt("a fox")]))
+
+
+def test_a_negative_prompt_for_a_call_without_one_is_refused(tiny_policy_of):
+    with pytest.raises(
+        UserError, match=r"'a fox' has a negative_prompt.*give model\.call\.negative_prompt=''"
+    ):
+        tiny_policy_of("sd3").encode([Prompt("a fox", {"negative_prompt": "blurry"})])

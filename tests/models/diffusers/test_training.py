@@ -7,7 +7,7 @@ from PIL import Image
 from cli.command import thalweg
 from thalweg.core.errors import UserError
 from thalweg.training.loop import train
-from thalweg.training.recipe import load_recipe
+from thalweg.training.recipe import find_recipe, load_recipe
 from training.small_runs import metrics_of
 
 __all__ = ["thalweg"]
@@ -70,7 +70,7 @@ def test_an_iteration_moves_the_adapters(recipe, name, reward, settings_of, tmp_
     settings = settings_of(name) | {"rewards": [reward]}
     if name.endswith(("audio", "step")):
         settings["evaluation.diversity_prompts"] = 0
-    loaded = load_recipe(recipe, settings)
+    loaded = load_recipe(find_recipe(recipe), settings)  # by its file, which has no variants
     run = train(loaded, tmp_path / "run")
     line = next(m for m in metrics_of(run) if m["event"] == "train")
     assert line["grad_norm"] > 0

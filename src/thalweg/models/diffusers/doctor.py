@@ -70,7 +70,7 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
     pipeline, seam = policy.pipeline, policy.pipeline.scheduler
     scheduler: Any = recording(seam.config, [])
     pipeline.scheduler = scheduler
-    texts = {"prompt": [PROMPT.text], **{name: [""] for name in policy.family.lists}}
+    texts = {"prompt": [PROMPT.text], **{n: [policy.arguments.get(n, "")] for n in policy.texts}}
     try:
         made = pipeline(
             num_inference_steps=STEPS,

@@ -29,6 +29,7 @@ from thalweg.models.weights import NamedWeights
 
 IMAGE = "image"
 """The column with the number of a row's condition image; rows of one call share it."""
+NEGATIVE = "negative_prompt"
 REMEMBERED_PROMPTS = 1024
 """Encoded prompts that stay in memory, of the CPU, while the text encoders could encode them again."""
 
@@ -41,6 +42,8 @@ class DiffusersPolicy:
         self.device = torch.device(model.device)
         self.passes = Passes()
         self.arguments = arguments(pipeline, model)
+        self.texts = (*self.family.lists, *(name for name in (NEGATIVE,) if name in self.arguments))
+        """Texts besides the prompt that a prompt's metadata may name."""
         self.networks = networks(pipeline)
         self._call_pipeline = unwrap(type(pipeline).__call__)
         self._encoded: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
@@ -58,7 +61,8 @@ class DiffusersPolicy:
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         """One row a prompt; each is encoded alone and once.
 
-        A prompt's metadata may hold the path of an `image`, and what else its family asks for.
+        A prompt's metadata may hold the path of an `image`, a `negative_prompt` where the model's call has
+        one, and what else its family asks for.
         """
         rows = [self._encode_one(prompt) for prompt in prompts]
         while len(self._encoded) > REMEMBERED_PROMPTS and not self._encoders_released():
@@ -137,7 +141,7 @@ class DiffusersPolicy:
                 output_type=output_type,
                 return_dict=False,
                 # New lists: Z-Image writes into its own.
-                **self.arguments | given | {name: [""] * count for name in ("prompt", *self.family.lists)},
+                **self.arguments | given | {name: [""] * count for name in ("prompt", *self.texts)},
             )
 
     def given(self, x: Tensor) -> dict[str, Tensor]:
@@ -160,7 +164,12 @@ class DiffusersPolicy:
 
     def _encode_one(self, prompt: Prompt) -> dict[str, Tensor]:
         image = prompt.metadata.get("image")
-        key = (prompt.text, image, *(prompt.metadata.get(name) for name in self.family.lists))
+        if NEGATIVE in prompt.metadata and NEGATIVE not in self.texts:
+            raise UserError(
+                f"prompt '{prompt.text}' has a negative_prompt, and the pipeline is called without one; give "
+                "model.call.negative_prompt='' for prompts that have none, or take the column out"
+            )
+        key = (prompt.text, image, *(prompt.metadata.get(name) for name in self.texts))
         if key not in self._encoded:
             if self._encoders_released():
                 raise UserError(
@@ -190,7 +199,7 @@ class DiffusersPolicy:
         given: dict[str, Any] = {}
         if (image := self._image_of(prompts[0])) is not None:
             given[IMAGE] = image
-        for name in self.family.lists:
+        for name in self.texts:
             given[name] = [p.metadata.get(name, self.arguments.get(name, "")) for p in prompts]
         answers: list[Any] = []
         original = self.pipeline.encode_prompt
