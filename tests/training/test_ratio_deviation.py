@@ -16,7 +16,7 @@ FORWARD = [name for name, of in OBJECTIVES.items() if isinstance(of, Forward)]
 
 
 def test_all_recipes_but_those_of_the_forward_process_are_policy_gradients():
-    assert set(recipe_names()) - set(POLICY_GRADIENT) == {"diffusion-nft", "e2po", "sol-rl"}
+    assert set(recipe_names()) - set(POLICY_GRADIENT) == set(FORWARD)
 
 
 def deviation(name, rollout, update, out):
