@@ -121,5 +121,5 @@ def test_a_recipe_names_it_and_only_worlds_that_have_one():
 def test_rewards_say_whether_they_have_a_gradient_and_read_noisy_latents():
     abilities = {name: (kind.differentiable, kind.per_step) for name, kind in KINDS.items()}
     assert abilities.pop("scorer") == (True, True)
-    assert [abilities.pop(name) for name in ("clipscore", "pickscore")] == [(True, False)] * 2
+    assert [abilities.pop(name) for name in ("brightness", "clipscore", "pickscore")] == [(True, False)] * 3
     assert set(abilities.values()) == {(False, False)}
