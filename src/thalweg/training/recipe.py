@@ -338,8 +338,7 @@ def _selection_problems(recipe: Recipe) -> list[str]:
     }
     problems += [
         f"selection.{name}: acts on trained steps, and objective '{objective.kind}' trains whole "
-        "samples; leave "
-        "it out"
+        "samples; leave it out"
         for name, is_set in of_steps.items()
         if is_set and not on_path
     ]
@@ -369,8 +368,7 @@ def _selection_problems(recipe: Recipe) -> list[str]:
     ):
         problems.append(
             f"objective.kind: '{objective.kind}' needs every sample to train the same steps in a row; "
-            "use the "
-            "plan all_steps or window, without per_prompt, and no selection of steps"
+            "use the plan all_steps or window, without per_prompt, and no selection of steps"
         )
     if recipe.replay is not None and not (
         isinstance(objective, ClippedRatio)
@@ -384,8 +382,8 @@ def _selection_problems(recipe: Recipe) -> list[str]:
     if rollout.perturbation is not None and on_path:
         problems.append(
             "rollout.perturbation: samples are drawn under other conditions than training sees, so "
-            "their steps "
-            "have another density; use an objective over finished samples, such as nft"
+            "their steps have another density; use an objective over finished samples, such as nft "
+            "(objective.kind=forward with rule.kind=implicit)"
         )
     if rollout.explore is not None and not isinstance(rollout.plan, Deterministic):
         problems.append(
