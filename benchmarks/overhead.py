@@ -21,7 +21,8 @@ from thalweg.training.clock import Clock
 from thalweg.training.data import load_prompts
 from thalweg.training.loop import iterate, load_policy
 from thalweg.training.optimise import make_optimizer
-from thalweg.training.recipe import Recipe, load_recipe, recipe_names
+from thalweg.training.recipe import load_recipe, recipe_names
+from thalweg.training.schema import Recipe
 
 ITERATIONS = 3
 REPEATS = 5

@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from thalweg.core.errors import UserError
     from thalweg.core.values import Prompt
     from thalweg.training.loop import Run, resume, train
-    from thalweg.training.recipe import Recipe, load_recipe
+    from thalweg.training.recipe import load_recipe
     from thalweg.training.saved import SavedRun, load_run, sample
+    from thalweg.training.schema import Recipe
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Prompt": "thalweg.core.values",
-    "Recipe": "thalweg.training.recipe",
+    "Recipe": "thalweg.training.schema",
     "Run": "thalweg.training.loop",
     "SavedRun": "thalweg.training.saved",
     "UserError": "thalweg.core.errors",

@@ -15,7 +15,8 @@ from thalweg.rewards import judges_steps
 from thalweg.rollout import Branch, Candidates, Rollout, Tree
 from thalweg.training.checkpoint import complete
 from thalweg.training.loop import Run, train
-from thalweg.training.recipe import Recipe, load_recipe
+from thalweg.training.recipe import load_recipe
+from thalweg.training.schema import Recipe
 from thalweg.worlds import WORLDS
 
 CHEAP = {

@@ -235,7 +235,7 @@ def doctor(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for completion in an editor."""
-    from thalweg.training.recipe import Recipe
+    from thalweg.training.schema import Recipe
 
     typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
 

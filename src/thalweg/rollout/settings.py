@@ -128,6 +128,11 @@ class Rollout(Part):
             layout = (*layout[:head], *layout[-1:] * (steps - head))
         return with_probes(layout) if self.probes else layout
 
+    def trained_steps(self, seed: int, iteration: int) -> list[int]:
+        """Which denoising steps are trained in an iteration."""
+        layout = self.layout(seed, iteration)
+        return [i for i, roles in enumerate(layout) if any(c.trained for row in roles.values() for c in row)]
+
     def passes(
         self, seed: int, iteration: int, prompts: int, steps: Collection[int] | None = None
     ) -> tuple[int, int]:

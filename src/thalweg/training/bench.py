@@ -15,8 +15,9 @@ from thalweg.core.errors import UserError
 from thalweg.core.files import write_whole
 from thalweg.training.checkpoint import read_state
 from thalweg.training.loop import resume, train
-from thalweg.training.recipe import Recipe, load_recipe
+from thalweg.training.recipe import load_recipe
 from thalweg.training.saved import SavedRun, load_run
+from thalweg.training.schema import Recipe
 
 SUITES: Mapping[str, tuple[str, ...]] = {
     "main": ("flow-grpo", "dance-grpo", "mix-grpo", "tempflow-grpo", "gcpo", "diffusion-nft"),

@@ -15,7 +15,7 @@ from thalweg.models import Policy
 from thalweg.objectives.contract import PathwiseContract, keeps_mean
 from thalweg.rewards import Reward, finished, score, score_steps, total, value_of
 from thalweg.rollout import Deterministic, Rollout, Root, grow, rank_agreement
-from thalweg.training.recipe import Recipe
+from thalweg.training.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from thalweg.training.data import draw_prompts, open_prompts
 from thalweg.training.loop import load_policy
 from thalweg.training.pathwise import judge_of
 from thalweg.training.plan import batch_plan
-from thalweg.training.recipe import Recipe
+from thalweg.training.schema import Recipe
 
 
 def examine(recipe: Recipe) -> list[Finding]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from thalweg.models import DiffusersModel
 from thalweg.training.plan import BatchPlan, plan_of
-from thalweg.training.recipe import Recipe
+from thalweg.training.schema import Recipe
 from thalweg.training.variants import folder_of, width_of
 
 CARDS = {

@@ -32,9 +32,10 @@ from thalweg.training.memory import peak_megabytes
 from thalweg.training.optimise import update
 from thalweg.training.pathwise import Judge, judge_of
 from thalweg.training.plan import batch_plan
-from thalweg.training.recipe import Recipe, load_recipe
+from thalweg.training.recipe import load_recipe
 from thalweg.training.replay import ReplayBuffer, mixed
 from thalweg.training.run import OURS, RunFolder, command_line, default_folder
+from thalweg.training.schema import Recipe
 from thalweg.training.stop import StopRequest
 from thalweg.training.trackers import Trackers, require_installed
 from thalweg.training.units import Rows, needed, together

@@ -8,7 +8,7 @@ import torch
 from thalweg.core.errors import UserError
 from thalweg.models import Policy
 from thalweg.objectives.contract import PathwiseContract, keeps_mean
-from thalweg.training.recipe import Recipe
+from thalweg.training.schema import Recipe
 from thalweg.training.units import WIDE
 from thalweg.training.weight_rules import Trained
 

@@ -19,7 +19,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.core.files import write_whole
-from thalweg.training.recipe import Recipe
+from thalweg.training.schema import Recipe
 
 FORMAT = 1
 OURS = "recipe.yaml"

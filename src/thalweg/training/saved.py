@@ -13,8 +13,9 @@ from thalweg.evaluation.sampling import sample_images
 from thalweg.models import POLICY, Policy
 from thalweg.training import checkpoint
 from thalweg.training.loop import load_policy
-from thalweg.training.recipe import Recipe, load_recipe
+from thalweg.training.recipe import load_recipe
 from thalweg.training.run import OURS, read_metrics
+from thalweg.training.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.core.errors import UserError
-from thalweg.training.recipe import Recipe
+from thalweg.training.schema import Recipe
 
 MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
