@@ -151,6 +151,9 @@ def bench(
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
     cpu_seconds: Annotated[float, typer.Option(min=1, help="Processor time of each run.")] = 240,
     out: Annotated[Path, typer.Option(help="Folder for the runs and the table.")] = Path("bench"),
+    trials: Annotated[
+        int, typer.Option(min=1, max=5, help="Learning rates tried for each recipe, a quarter of a run each.")
+    ] = 1,
 ) -> None:
     """Train recipes under one budget and write a table; goes on where it was interrupted."""
     from thalweg.training.bench import SUITES, table
@@ -166,7 +169,9 @@ def bench(
     if not all(seed.strip().isdigit() for seed in seeds.split(",")):
         raise UserError(f"--seeds {seeds}: whole numbers with commas, such as 0,1,2")
     numbers = [int(seed) for seed in seeds.split(",")]
-    results = run_bench(names, numbers, cpu_seconds, out, changes, lambda line: typer.echo(line, err=True))
+    results = run_bench(
+        names, numbers, cpu_seconds, out, changes, trials, lambda line: typer.echo(line, err=True)
+    )
     typer.echo(table(results))
 
 

@@ -1,6 +1,6 @@
 """Several recipes, several seeds, one budget of processor time: a table that anyone can make again.
 
-Each finished (recipe, seed) is a run's folder; what is finished is not done again, what was
+Each finished (recipe, seed) is a row of `results.json`; what is finished is not done again, what was
 interrupted goes on.
 """
 
@@ -77,6 +77,10 @@ SUITES: Mapping[str, tuple[str, ...]] = {
 """Recipes that are compared with each other."""
 UNBOUNDED = 1_000_000
 """Iterations that no budget reaches."""
+FACTORS = (1.0, 2.0, 0.5, 4.0, 0.25)
+"""What trials multiply a recipe's learning rate by, in this order."""
+TRIAL_SEED = 1000
+"""Of trials: no seed of the comparison."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,15 @@ class Result:
     processes: int
     hardware: str
     claim: str
+    learning_rate: float
+    """Of the policy, as the trials chose it."""
+    budget: float
+    """Processor seconds it was given."""
+    changes: tuple[str, ...]
+    """Keys of the recipe that were set for the comparison."""
+
+
+Say = Callable[[str], None]
 
 
 def bench(
@@ -110,37 +123,88 @@ def bench(
     cpu_seconds: float,
     out: Path,
     overrides: Sequence[str] = (),
-    say: Callable[[str], None] = lambda line: None,
+    trials: int = 1,
+    say: Say = lambda line: None,
 ) -> list[Result]:
-    """Train what is not finished, one after another on this process, and write `table.md`, `results.json` and
-    `curves.jsonl` to `out`."""
-    folders = []
-    for name in recipes:
-        for seed in seeds:
-            folder = out / f"{Path(name).stem}-{seed}"
-            budget = [f"seed={seed}", f"run.max_cpu_seconds={cpu_seconds}", f"iterations={UNBOUNDED}"]
-            recipe = load_recipe(name, [*budget, *overrides])
-            if not _is_finished(folder, cpu_seconds):
-                say(f"{folder.name}: training for {cpu_seconds:g} s of processor time")
-                _go_on(folder, recipe)
-            folders.append(folder)
-    return collect(folders, out)
+    """Train what is not finished, one after another on this process, and keep `table.md`, `results.json` and
+    `curves.jsonl` in `out` up to date after each run.
+
+    What `results.json` holds is finished, with or without its run's folder. With `trials` above 1 each recipe
+    first runs that often with other learning rates, each time for a quarter of the budget, on a seed and on
+    prompts that the comparison does not use; the best rate is taken.
+    """
+    rates = {name: _learning_rate(name, cpu_seconds, out, overrides, trials, say) for name in recipes}
+    done: list[Result] = []
+    for seed in seeds:
+        done += [_measured(name, seed, cpu_seconds, out, overrides, rates[name], say) for name in recipes]
+    return sorted(done, key=lambda result: [load_recipe(name).name for name in recipes].index(result.recipe))
 
 
-def collect(folders: Sequence[Path], out: Path) -> list[Result]:
-    """What finished runs came to, as `table.md`, `results.json` and `curves.jsonl` in `out`."""
-    runs = [load_run(folder) for folder in folders]
-    results = [_result(run) for run in runs]
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "results.json", json.dumps([asdict(r) for r in results], indent=1) + "\n")
+def _learning_rate(
+    name: str, cpu_seconds: float, out: Path, overrides: Sequence[str], trials: int, say: Say
+) -> float:
+    """The recipe's own, or the best of several."""
+    own = load_recipe(name, overrides).optim.learning_rate
+    if trials == 1:
+        return own
+    unseen = [*overrides, "evaluation.prompts=training"]
+    tried = [
+        _measured(
+            name, TRIAL_SEED, cpu_seconds / 4, out / "trials" / f"x{factor:g}", unseen, own * factor, say
+        )
+        for factor in FACTORS[:trials]
+    ]
+    return max(tried, key=lambda result: result.final).learning_rate
+
+
+def _measured(
+    name: str, seed: int, cpu_seconds: float, out: Path, overrides: Sequence[str], rate: float, say: Say
+) -> Result:
+    """The stored result of a recipe and a seed, or the one of a run that is now done, and stored."""
+    budget = [f"run.max_cpu_seconds={cpu_seconds}", f"iterations={UNBOUNDED}"]
+    recipe = load_recipe(name, [f"seed={seed}", *budget, f"optim.learning_rate={rate!r}", *overrides])
+    stored = {(result.recipe, result.seed): result for result in stored_results(out)}
+    known = stored.get((recipe.name, seed))
+    if known is not None:
+        asked = (cpu_seconds, tuple(overrides), recipe.optim.learning_rate)
+        if (known.budget, known.changes, known.learning_rate) != asked:
+            raise UserError(
+                f"{out}: holds a result of {recipe.name}, seed {seed}, under another budget, other keys or "
+                "another learning rate; give another folder with --out"
+            )
+        return known
+    folder = out / f"{recipe.name}-{seed}"
+    if not _is_finished(folder, cpu_seconds):
+        say(f"{folder}: training for {cpu_seconds:g} s of processor time")
+        _go_on(folder, recipe)
+    run = load_run(folder)
+    result = _result(run, cpu_seconds, overrides)
+    _store([*stored.values(), result], _curve(run), out)
+    return result
+
+
+def stored_results(out: Path) -> list[Result]:
+    """What finished in a bench's folder."""
+    path = out / "results.json"
+    if not path.exists():
+        return []
+    return [Result(**row | {"changes": tuple(row["changes"])}) for row in json.loads(path.read_text("utf-8"))]
+
+
+def _store(results: Sequence[Result], curve: Sequence[str], out: Path) -> None:
+    path = out / "curves.jsonl"
+    newest = {"recipe": results[-1].recipe, "seed": results[-1].seed}
+    before = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    others = [line for line in before if not newest.items() <= json.loads(line).items()]
+    write_whole(path, "".join([*others, *curve]))
     write_whole(out / "table.md", table(results))
-    write_whole(out / "curves.jsonl", "".join(line for run in runs for line in _curve(run)))
-    return results
+    write_whole(out / "results.json", json.dumps([asdict(r) for r in results], indent=1) + "\n")
 
 
 def table(results: Sequence[Result]) -> str:
     """Markdown: a row a recipe, mean and sample standard deviation over seeds."""
     columns: list[tuple[str, str, Callable[[float], str]]] = [
+        ("learning rate", "learning_rate", lambda v: f"{v:.2g}"),
         ("base", "base", lambda v: f"{v:.3f}"),
         ("final", "final", lambda v: f"{v:.3f}"),
         ("best", "best", lambda v: f"{v:.3f}"),
@@ -161,7 +225,7 @@ def table(results: Sequence[Result]) -> str:
         cells = []
         for _, key, shown in columns:
             values = [float(row[key]) for row in rows]
-            spread = f" ± {shown(statistics.stdev(values))}" if len(values) > 1 else ""
+            spread = f" ± {shown(statistics.stdev(values))}" if len(set(values)) > 1 else ""
             cells.append(shown(statistics.mean(values)) + spread)
         seeds = ", ".join(str(row["seed"]) for row in rows)
         lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + f" | {rows[0]['claim']} |")
@@ -186,7 +250,7 @@ def _go_on(folder: Path, recipe: Recipe) -> None:
     resume(folder, recipe)
 
 
-def _result(run: SavedRun) -> Result:
+def _result(run: SavedRun, budget: float, changes: Sequence[str]) -> Result:
     lines = run.metrics
     evals = [line for line in lines if line["event"] == "eval"]
     trains = [line for line in lines if line["event"] == "train"]
@@ -194,6 +258,9 @@ def _result(run: SavedRun) -> Result:
     return Result(
         recipe=run.recipe.name,
         claim=run.recipe.claim,
+        learning_rate=run.recipe.optim.learning_rate,
+        budget=budget,
+        changes=tuple(changes),
         seed=run.recipe.seed,
         hardware=json.loads((run.path / "run.json").read_text(encoding="utf-8"))["hardware"]["processor"],
         processes=trains[-1]["processes"],
