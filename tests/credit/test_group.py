@@ -165,3 +165,17 @@ def test_a_sample_without_one_of_its_rewards_is_invalid_for_all(combine):
     without = {name: values[[0, 2]] for name, values in rewards.items()}
     assert (got[1] == 0).all()
     assert_close(got[[0, 2]], credit.advantages(without, weights, leaves_of([0, 0])))
+
+
+def test_the_lowest_of_a_group_can_be_left_out_of_its_statistics_alone():
+    credit = GroupCredit(trimmed_fraction=0.5, epsilon=0, limit=None)
+    got = advantages(credit, [8, 2, 0, 1, 6, 2, float("nan")], [0, 0, 0, 0, 1, 1, 0])
+    # Mean and std of 8 and 2 are 5 and 3; of the second group's 6 alone there is no std.
+    assert got.tolist()[:4] == pytest.approx([1, -1, -5 / 3, -4 / 3])
+    assert got[6] == 0
+    without_std = GroupCredit(trimmed_fraction=0.5, std="none", limit=None)
+    assert advantages(without_std, [6, 2], [0, 0]).tolist() == [0, -4]
+    everywhere = GroupCredit(trimmed_fraction=0.5, std="global", epsilon=0, limit=None)
+    # 8, 2 and 6 count: mean 16/3, variance 56/9.
+    got = advantages(everywhere, [8, 2, 0, 1, 6, 2], [0, 0, 0, 0, 1, 1])
+    assert got.tolist() == pytest.approx([x / (56 / 9) ** 0.5 for x in (3, -3, -5, -4, 0, -4)])

@@ -119,6 +119,16 @@ def test_a_sample_without_a_reward_leaves_the_others_of_its_tree_their_credit(li
     assert found.tolist() == [-4, 0, 0, 4]
 
 
+@pytest.mark.parametrize("missing", [float("nan"), float("inf")])
+def test_a_node_above_a_sample_without_a_reward_is_worth_its_others(missing, linear_policy):
+    forest = tree(linear_policy(), Tree(branching=2), steps=3, slots=(0,))
+    rewards = torch.tensor([0.0, missing, 4.0, 8.0])
+    found = assign(TreeCredit(normalize_at="step", **RAW), forest, rewards)
+    # Nodes 0 and 6 of mean 3; samples 0, 4 and 8 of mean 4.
+    assert found.levels[1].flatten().tolist() == [-3, 3]
+    assert found.levels[2].flatten().tolist() == [-4, 0, 0, 4]
+
+
 def test_rewards_carried_up_cannot_be_normalised_each_before():
     with pytest.raises(ValidationError, match=r"normalize_at=step carries rewards up .* combine=sum_rewards"):
         TreeCredit(normalize_at="step", combine="sum_advantages")

@@ -7,11 +7,15 @@ from torch.testing import assert_close
 from thalweg.core.values import Prompt, Transitions
 from thalweg.flow import FlowSDE
 from thalweg.objectives import ChunkRatio, ClippedRatio
+from thalweg.objectives.chunk_ratio import chunks_of, relative_change
 from thalweg.rollout import AllSteps, Rollout, Root, Window, grow
 
 
-def rows_of(steps: list[int], samples: list[int], advantages: list[float], old=None) -> Transitions:
+def rows_of(
+    steps: list[int], samples: list[int], advantages: list[float], old=None, chunks=(1, 2)
+) -> Transitions:
     count = len(steps)
+    of_step = [chunk for chunk, size in enumerate(chunks) for _ in range(size)]
     number, column = torch.zeros(count, dtype=torch.float64), torch.arange(count)
     return Transitions(
         x=number[:, None],
@@ -31,6 +35,7 @@ def rows_of(steps: list[int], samples: list[int], advantages: list[float], old=N
         depth=column,
         parent=column,
         behaviour_log_prob=number,
+        chunk=torch.tensor([of_step[step] for step in steps]),
     )
 
 
@@ -38,11 +43,9 @@ THREE_STEPS = ([0, 0, 1, 1, 2, 2], [5, 3] * 3, [2.0, -1.0] * 3)
 LOG_PROB = torch.tensor([0.1, -0.2, 0.3, 0.0, -0.1, 0.4], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("first_step", [0, 4])
-def test_a_chunk_has_the_ratio_of_its_mean_log_probs(first_step):
-    steps = [step + first_step for step in THREE_STEPS[0]]
+def test_a_chunk_has_the_ratio_of_its_mean_log_probs():
     objective = ChunkRatio(chunks=(1, 2), clip_range=0.15)
-    terms, report = objective.loss({"log_prob": LOG_PROB}, rows_of(steps, *THREE_STEPS[1:]))
+    terms, report = objective.loss({"log_prob": LOG_PROB}, rows_of(*THREE_STEPS))
     # Sample 3 comes first: chunks -.2 and (0 + .4)/2; then sample 5: .1 and (.3 - .1)/2.
     assert_close(report["log_ratio"], torch.tensor([-0.2, 0.2, 0.1, 0.1], dtype=torch.float64))
     ratio = report["log_ratio"].exp()
@@ -52,7 +55,7 @@ def test_a_chunk_has_the_ratio_of_its_mean_log_probs(first_step):
 
 
 def test_the_order_of_rows_does_not_matter():
-    rows, order = rows_of(*THREE_STEPS), torch.tensor([3, 0, 5, 1, 4, 2])
+    rows, order = rows_of(*THREE_STEPS, chunks=(2, 1)), torch.tensor([3, 0, 5, 1, 4, 2])
     objective = ChunkRatio(chunks=(2, 1), clip_range=0.15)
     terms, _ = objective.loss({"log_prob": LOG_PROB}, rows)
     permuted, _ = objective.loss({"log_prob": LOG_PROB[order]}, rows.index(order))
@@ -60,7 +63,7 @@ def test_the_order_of_rows_does_not_matter():
 
 
 def test_chunks_of_one_step_are_the_clipped_ratio_of_steps():
-    rows = rows_of(*THREE_STEPS, old=[0.0, 0.1, 0.0, 0.0, 0.2, 0.3])
+    rows = rows_of(*THREE_STEPS, old=[0.0, 0.1, 0.0, 0.0, 0.2, 0.3], chunks=(1, 1, 1))
     found = []
     for objective in (ChunkRatio(chunks=(1, 1, 1), clip_range=0.15), ClippedRatio(clip_range=0.15)):
         log_prob = LOG_PROB.clone().requires_grad_()
@@ -72,7 +75,8 @@ def test_chunks_of_one_step_are_the_clipped_ratio_of_steps():
 
 def test_one_chunk_of_all_steps_is_a_sequence_ratio():
     log_prob = LOG_PROB.clone().requires_grad_()
-    terms, _ = ChunkRatio(chunks=(3,), clip_range=0.5).loss({"log_prob": log_prob}, rows_of(*THREE_STEPS))
+    rows = rows_of(*THREE_STEPS, chunks=(3,))
+    terms, _ = ChunkRatio(chunks=(3,), clip_range=0.5).loss({"log_prob": log_prob}, rows)
     # Means .1 (A = 2) and .2/3 (A = -1); each step gets a third of the slope.
     ratios = torch.tensor([0.2 / 3, 0.1], dtype=torch.float64).exp()
     assert_close(terms, torch.tensor([1.0, -2.0], dtype=torch.float64) * ratios)
@@ -115,4 +119,78 @@ def test_chunks_fit_the_steps_of_a_window(linear_policy):
     rows = ChunkRatio(chunks=(2, 1)).experience(
         forest, forest.advantages(torch.ones(1, 1)), seed=0, iteration=0
     )
-    assert rows.step.tolist() == [1, 2, 3]
+    assert rows.step.tolist() == [1, 2, 3] and rows.chunk.tolist() == [0, 0, 1]
+
+
+def test_the_divergence_from_the_old_weights_is_k3_of_the_mean_log_ratio():
+    objective = ChunkRatio(chunks=(1, 2), clip_range=0.5, kl_weight=3.0)
+    plain, _ = objective.model_copy(update={"kl_weight": 0.0}).loss(
+        {"log_prob": LOG_PROB}, rows_of(*THREE_STEPS)
+    )
+    terms, report = objective.loss({"log_prob": LOG_PROB}, rows_of(*THREE_STEPS))
+    # q = -.2, .2, .1, .1 as above; exp(-q) + q - 1 by hand.
+    k3 = torch.tensor([0.0214027582, 0.0187307531, 0.0048374180, 0.0048374180], dtype=torch.float64)
+    assert_close(report["kl_to_old"], k3, rtol=1e-7, atol=1e-9)
+    assert_close(terms - plain, 3 * k3, rtol=1e-7, atol=1e-9)
+
+
+def drawn_chunks(objective: ChunkRatio, linear_policy, iteration=0, samples=400) -> list[tuple[int, ...]]:
+    """The chunks each sample trains on."""
+    rollout = Rollout(plan=AllSteps(), group_size=samples, steps=5, kernel=FlowSDE())
+    roots = [Root(0, i, i, 0) for i in range(samples)]
+    forest = grow(linear_policy(), [Prompt("")], roots, rollout, seed=0, iteration=iteration)
+    advantages = forest.advantages(torch.ones(samples, 1))
+    rows = objective.experience(forest, advantages, seed=0, iteration=iteration)
+    # A chunk is trained whole or not at all.
+    sizes = dict.fromkeys(zip(rows.sample.tolist(), rows.chunk.tolist(), strict=True), 0)
+    for s, c in zip(rows.sample.tolist(), rows.chunk.tolist(), strict=True):
+        sizes[s, c] += 1
+    assert all(size == objective.chunks[c] for (_, c), size in sizes.items())
+    of_sample: dict[int, tuple[int, ...]] = {}
+    for s, c in sorted(sizes):
+        of_sample[s] = (*of_sample.get(s, ()), c)
+    assert len(of_sample) == samples
+    return list(of_sample.values())
+
+
+def test_every_sample_trains_on_its_own_random_half_of_the_chunks(linear_policy):
+    half = ChunkRatio(chunks=(1, 1, 1, 1), chunk_fraction=0.5)
+    drawn = drawn_chunks(half, linear_policy)
+    pairs = [(a, b) for a in range(4) for b in range(a + 1, 4)]
+    # 400 draws over 6 pairs: 66.7 each, standard deviation 7.5.
+    assert all(30 < drawn.count(pair) < 105 for pair in pairs) and sum(map(drawn.count, pairs)) == 400
+    assert drawn_chunks(half, linear_policy) == drawn != drawn_chunks(half, linear_policy, iteration=1)
+
+
+def test_the_odds_of_a_chunk_are_its_share_of_the_weights(linear_policy):
+    one = ChunkRatio(chunks=(1, 3), chunk_fraction=0.5, chunk_weights=(3.0, 1.0))
+    first = sum(chunks == (0,) for chunks in drawn_chunks(one, linear_policy))
+    assert abs(first / 400 - 0.75) < 0.09  # four standard deviations
+
+
+def test_as_many_odds_as_chunks_are_needed():
+    with pytest.raises(ValueError, match="1 odds for 2 chunks; give one each"):
+        ChunkRatio(chunks=(1, 2), chunk_weights=(1.0,))
+
+
+def test_the_relative_change_of_a_step_is_a_mean_over_samples():
+    rows = rows_of([0, 1, 0, 1], [0, 0, 1, 1], [1.0] * 4)
+    rows = replace(
+        rows,
+        x=torch.tensor([[1.0, -1.0], [2.0, 2.0], [4.0, 0.0], [1.0, 1.0]]),
+        x_next=torch.tensor([[2.0, -1.0], [2.0, 2.0], [3.0, 0.0], [0.0, 0.0]]),
+    )
+    # Step 0: 1/2 and 1/4; step 1: 0 and 2/2.
+    assert relative_change(rows).tolist() == [0.375, 0.5]
+
+
+def test_chunks_are_cut_where_the_change_turns():
+    # Falls over two steps, rises over three, falls again.
+    change = torch.tensor([5.0, 3.0, 1.0, 2.0, 4.0, 7.0, 6.0, 2.0])
+    assert chunks_of(change) == (2, 3, 3)
+    assert chunks_of(torch.tensor([4.0, 3.0, 2.0, 1.0])) == (4,)
+    # Falls ever faster up to step 3, then ever slower: the second difference turns there.
+    bent = torch.tensor([10.0, 9.0, 7.0, 4.0, 2.0, 1.0, 0.5])
+    assert (
+        chunks_of(bent) == (7,) and sum(chunks_of(bent, order=2)) == 7 and len(chunks_of(bent, order=2)) == 2
+    )

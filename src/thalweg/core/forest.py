@@ -182,19 +182,20 @@ class Forest:
     def below(self, leaf_values: Float[Tensor, "B ..."]) -> tuple[Float[Tensor, "_ ..."], ...]:
         """The mean of `leaf_values` over the leaves below each node, for every level; NaN without a leaf.
 
-        Children weigh by the number of leaves below them: the plain mean over descendants.
+        Children weigh by the number of leaves below them: the plain mean over descendants. A leaf whose value
+        is not finite counts as none.
         """
         size, inside = len(self.levels[-1].parent), leaf_values.shape[1:]
-        sums = leaf_values.new_zeros(size, *inside).index_add(0, self.leaf_node, leaf_values)
-        counts = leaf_values.new_zeros(size).index_add(
-            0, self.leaf_node, leaf_values.new_ones(len(leaf_values))
-        )
-        means = [sums / counts.view(-1, *[1] * len(inside))]
+        known = leaf_values.isfinite()
+        sums = leaf_values.new_zeros(size, *inside)
+        sums = sums.index_add(0, self.leaf_node, torch.where(known, leaf_values, 0))
+        counts = leaf_values.new_zeros(size, *inside).index_add(0, self.leaf_node, known.to(leaf_values))
+        means = [sums / counts]
         for child, parent in zip(self.levels[:0:-1], self.levels[-2::-1], strict=True):
             size = len(parent.parent)
             sums = sums.new_zeros(size, *inside).index_add(0, child.parent, sums)
-            counts = counts.new_zeros(size).index_add(0, child.parent, counts)
-            means.append(sums / counts.view(-1, *[1] * len(inside)))
+            counts = counts.new_zeros(size, *inside).index_add(0, child.parent, counts)
+            means.append(sums / counts)
         return tuple(means[::-1])
 
     def advantages(self, leaf_values: Float[Tensor, "B R"]) -> Advantages:

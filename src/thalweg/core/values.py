@@ -132,6 +132,8 @@ class Transitions:
     """Mean of the transition under the behaviour weights, where the objective asks for it."""
     on_best_way: Bool[Tensor, " B"] | None = None
     """The edge lies on the way to the best sample of its tree, where the objective asks for it."""
+    chunk: Int64[Tensor, " B"] | None = None
+    """Which chunk of trained steps the edge belongs to, where the objective forms some."""
     teacher: Int64[Tensor, " B"] | None = None
     """Which of several teachers is asked about the prompt, where the objective asks some."""
 

@@ -36,7 +36,7 @@ class DenseCredit(Normalized):
         self, forest: Forest, scores: Scores, weights: Mapping[str, float], processes: Processes
     ) -> Advantages:
         """Advantages of this process's edges; samples have those of their reward."""
-        group = GroupCredit(std=self.std, ddof=self.ddof, epsilon=self.epsilon, limit=self.limit)
+        group = GroupCredit.like(self)
         finished = weighted(scores.leaves, weights)
         values = self.values(forest, finished, weighted(scores.probes, weights))
         final = forest.below(finished[:, None])

@@ -14,6 +14,7 @@ from thalweg.core.processes import Processes
 from thalweg.credit.normalized import Normalized, across, normalise, numbered
 
 Key = Literal["prompt", "seed", "fork"]
+Combine = Literal["sum_rewards", "sum_advantages", "separate"]
 
 
 class GroupCredit(Normalized):
@@ -24,7 +25,7 @@ class GroupCredit(Normalized):
     """What the samples of a group have in common: the prompt, also the initial noise, also the step of the
     fork.
     """
-    combine: Literal["sum_rewards", "sum_advantages", "separate"] = "sum_rewards"
+    combine: Combine = "sum_rewards"
     """Several rewards: weigh and add before normalising; after it; or keep one column and one loss term
     each.
     """
@@ -60,6 +61,11 @@ class GroupCredit(Normalized):
         if self.combine == "sum_advantages":
             return terms.sum(0)[:, None].float()
         return terms.T.float()
+
+    @classmethod
+    def like(cls, how: Normalized, combine: Combine = "sum_rewards") -> "GroupCredit":
+        """With the statistics of another credit."""
+        return cls(**{name: getattr(how, name) for name in Normalized.model_fields}, combine=combine)
 
     def groups(self, leaves: Leaves) -> Int64[Tensor, " B"]:
         """A number for each sample's group, 0 .. groups - 1."""

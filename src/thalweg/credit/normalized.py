@@ -32,6 +32,10 @@ class Normalized(Part):
     """Added to the standard deviation."""
     limit: float | None = Field(default=5.0, gt=0)
     """Largest size of an advantage."""
+    trimmed_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Leave this share of each group, its lowest rewards, out of mean and standard deviation, and out of
+    nothing else (Tencent-Hunyuan/MixGRPO, `trimmed_ratio`).
+    """
 
 
 def normalise(
@@ -44,19 +48,32 @@ def normalise(
     """Advantages, float64; a standard deviation is taken as `floor` where it is less."""
     if len(rewards) == 0:
         return rewards.double()
-    mean, std, spread = statistics(rewards, group, valid, how.ddof)
+    counted = valid & ~_lowest(rewards, group, valid, how.trimmed_fraction)
+    mean, std, _ = statistics(rewards, group, counted, how.ddof)
+    _, _, spread = statistics(rewards, group, valid, how.ddof)
     centred = rewards - mean[group]
     scale = {
         "group": lambda: std[group],
-        "global": lambda: statistics(rewards, torch.zeros_like(group), valid, how.ddof)[1],
+        "global": lambda: statistics(rewards, torch.zeros_like(group), counted, how.ddof)[1],
         "max": lambda: std.max(),
     }
     if how.std != "none":
         divisor = torch.maximum(scale[how.std](), torch.as_tensor(floor, dtype=torch.float64))
-        centred = centred / (divisor + how.epsilon)
-    # Last, because with epsilon = 0 a group of equal rewards divides by 0.
+        divisor = divisor + how.epsilon
+        centred = centred / torch.where(divisor > 0, divisor, torch.inf)
     centred = torch.where(valid & spread[group], centred, 0)
     return centred if how.limit is None else centred.clamp(-how.limit, how.limit)
+
+
+def _lowest(
+    values: Float[Tensor, " B"], group: Int64[Tensor, " B"], valid: Bool[Tensor, " B"], fraction: float
+) -> Bool[Tensor, " B"]:
+    """The lowest share of each group's valid entries, rounded down; among equals those that come first."""
+    lowest = torch.zeros_like(valid)
+    for number in group.unique().tolist() if fraction else ():
+        own = ((group == number) & valid).nonzero().flatten()
+        lowest[own[values[own].argsort(stable=True)][: int(fraction * len(own))]] = True
+    return lowest
 
 
 def statistics(

@@ -40,9 +40,7 @@ class ObjectiveAwareCredit(Normalized):
         self, forest: Forest, scores: Scores, weights: Mapping[str, float], processes: Processes
     ) -> Advantages:
         """Advantages of this process's edges; samples have those without step weights."""
-        group = GroupCredit(
-            std=self.std, ddof=self.ddof, epsilon=self.epsilon, limit=self.limit, combine="separate"
-        )
+        group = GroupCredit.like(self, combine="separate")
         terms = group.of_leaves(forest, scores, weights, processes)
         leaves = (self.shares(terms) * terms).sum(1, keepdim=True)
         values = forest.below(leaves)

@@ -38,7 +38,7 @@ class ProcessCredit(Normalized):
         self, forest: Forest, scores: Scores, weights: Mapping[str, float], processes: Processes
     ) -> Advantages:
         """Advantages of this process's edges; samples have those of their reward."""
-        group = GroupCredit(std=self.std, ddof=self.ddof, epsilon=self.epsilon, limit=self.limit)
+        group = GroupCredit.like(self)
         if scores.leaves:
             leaves = group.of_leaves(forest, scores, weights, processes)
         else:

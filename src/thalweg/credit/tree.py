@@ -49,9 +49,7 @@ class TreeCredit(Normalized):
         self, forest: Forest, scores: Scores, weights: Mapping[str, float], processes: Processes
     ) -> Advantages:
         """Advantages of this process's edges, and of its samples."""
-        group = GroupCredit(
-            std=self.std, ddof=self.ddof, epsilon=self.epsilon, limit=self.limit, combine=self.combine
-        )
+        group = GroupCredit.like(self, self.combine)
         of_leaves = group.of_leaves(forest, scores, weights, processes)
         if self.normalize_at == "leaves":
             return Advantages(levels=aggregate(forest, of_leaves, self.aggregate), leaves=of_leaves)

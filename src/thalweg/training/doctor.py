@@ -13,6 +13,7 @@ from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
 from thalweg.models import DiffusersModel, Model
 from thalweg.objectives import Balance, ChunkRatio, ClippedRatio
+from thalweg.objectives.chunk_ratio import chunks_of, relative_change
 from thalweg.rewards import finished, total, weights_of
 from thalweg.training.backward import backward, recompute_log_probs
 from thalweg.training.collect import collect, judge
@@ -41,6 +42,8 @@ def examine(recipe: Recipe) -> list[Finding]:
     ]
     if isinstance(rows, Transitions):
         findings += _replay(recipe, policy, rows, forest)
+        if isinstance(recipe.objective, ChunkRatio):
+            findings.append(_chunks(rows))
     worth = judge_of(policy, recipe.rewards, forest.prompts)
     share, micro_batch = 1 / len(rows), recipe.optim.micro_batch
     backward(recipe.objective, policy, rows, forest.condition, micro_batch, share, alone, worth)
@@ -89,6 +92,19 @@ def _groups(recipe: Recipe, leaves, reward) -> list[Finding]:
             else "half of the groups teach nothing; make groups larger or prompts harder",
         ),
     ]
+
+
+def _chunks(rows: Transitions) -> Finding:
+    """Where GCPO would cut, and the odds of its weighted sampling."""
+    change = relative_change(rows)
+    sizes = chunks_of(change)
+    odds = [round(float(part.mean()), 4) for part in change.split(sizes)]
+    shown = " ".join(f"{value:.3g}" for value in change.tolist())
+    return Finding(
+        "relative change of latents by step",
+        f"{shown}; it turns after chunks={list(sizes)}, with chunk_weights={odds}",
+        True,
+    )
 
 
 def _replay(recipe: Recipe, policy, rows: Transitions, forest) -> list[Finding]:

@@ -7,6 +7,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.models import Policy
+from thalweg.objectives import ChunkRatio
 from thalweg.objectives.contract import PathwiseContract, keeps_mean
 from thalweg.training.schema import Recipe
 from thalweg.training.units import WIDE
@@ -73,6 +74,9 @@ def plan_of(
         of_sample = trained / samples
         if recipe.selection.trained_fraction < 1:
             of_sample = max(1, int(recipe.selection.trained_fraction * of_sample))
+        if isinstance(recipe.objective, ChunkRatio):
+            # On average: chunks that are drawn differ in size.
+            of_sample *= recipe.objective.chunks_per_sample / len(recipe.objective.chunks)
     else:
         of_sample = levels.num_sigmas
     unit, others_of_sample = recipe.objective.unit, dict[str, int]()
