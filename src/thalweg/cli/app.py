@@ -237,6 +237,24 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: thalweg calibrate dense-grpo --rounds 10")
+def calibrate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rollouts to look at.")] = 10,
+) -> None:
+    """Find how much noise each step bears, for a recipe with dense credit; prints the kernel to use."""
+    from thalweg.training.calibrate import calibrate as find_noise
+    from thalweg.training.recipe import load_recipe
+
+    def say(number: int, tallies: list[Any]) -> None:
+        shown = " ".join(f"{t.noise:.2f}:+{t.gaining}-{t.losing}" for t in tallies)
+        typer.echo(f"round {number + 1}, noise:+gaining-losing of {tallies[0].count}: {shown}", err=True)
+
+    kernel = find_noise(load_recipe(recipe, overrides or []), rounds, say)
+    typer.echo(f"rollout.kernel={json.dumps(kernel.model_dump(mode='json'))}")
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for completion in an editor."""

@@ -7,7 +7,7 @@ trajectory add up to the reward of its sample minus the value of its initial noi
 Shapes: n nodes of a level, B leaves, Q probes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -38,37 +38,45 @@ class DenseCredit(Normalized):
         """Advantages of this process's edges; samples have those of their reward."""
         group = GroupCredit.like(self)
         finished = weighted(scores.leaves, weights)
-        values = self.values(forest, finished, weighted(scores.probes, weights))
+        values = values_of(forest, finished, weighted(scores.probes, weights))
         final = forest.below(finished[:, None])
         everyone, _ = across(processes, {"reward": finished})
         known = everyone["reward"][everyone["reward"].isfinite()]
         floor = self.std_floor * float(known.std(correction=0)) if len(known) else 0.0
         levels = [torch.full((len(values[0]), 1), torch.nan)]
-        for at in range(1, len(values)):
-            level = forest.levels[at]
-            before = values[at - 1][level.parent]
-            gain = (values[at] if self.credit == "gain" else final[at][:, 0]) - before
-            # Only trained edges form a group: a probe's own way gains nothing.
-            gain = torch.where(level.trained, gain, torch.nan)
+        of_edges = gains(forest, values if self.credit == "gain" else [v[:, 0] for v in final], values)
+        for level, gain in zip(forest.levels[1:], of_edges[1:], strict=True):
             rows, mine = across(processes, {"gain": gain, "prompt": forest.roots.prompt_slot[level.root]})
             found = normalise(self, rows["gain"], numbered(rows["prompt"]), rows["gain"].isfinite(), floor)
             levels.append(found[mine][:, None].float())
         return Advantages(levels=tuple(levels), leaves=group.of_leaves(forest, scores, weights, processes))
 
-    def values(
-        self, forest: Forest, finished: Float[Tensor, " B"], probed: Float[Tensor, " Q"]
-    ) -> tuple[Float[Tensor, " _"], ...]:
-        """V of every node: its probe's score, or that of its samples where only deterministic steps
-        follow.
-        """
-        values = [value[:, 0].clone() for value in forest.below(finished[:, None])]
-        for (at, row), score in zip(forest.probe_start.tolist(), probed, strict=True):
-            values[at][row] = score
-        return tuple(values)
-
     def groups(self, leaves: Leaves) -> Int64[Tensor, " B"]:
         """A number for each sample's group."""
         return numbered(leaves.prompt_slot)
+
+
+def values_of(
+    forest: Forest, finished: Float[Tensor, " B"], probed: Float[Tensor, " Q"]
+) -> tuple[Float[Tensor, " _"], ...]:
+    """V of every node: its probe's score, or that of its samples where only deterministic steps follow."""
+    values = [value[:, 0].clone() for value in forest.below(finished[:, None])]
+    for (at, row), score in zip(forest.probe_start.tolist(), probed, strict=True):
+        values[at][row] = score
+    return tuple(values)
+
+
+def gains(
+    forest: Forest, after: Sequence[Float[Tensor, " _"]], before: Sequence[Float[Tensor, " _"]]
+) -> tuple[Float[Tensor, " _"], ...]:
+    """What each edge's end is worth beyond its start, at the level of the end; NaN on edges that are not
+    trained: a probe's own way gains nothing.
+    """
+    found = [torch.full_like(before[0], torch.nan)]
+    for at, level in enumerate(forest.levels[1:], start=1):
+        gain = after[at] - before[at - 1][level.parent]
+        found.append(torch.where(level.trained, gain, torch.nan))
+    return tuple(found)
 
 
 def weighted(scores: Mapping[str, Float[Tensor, " b"]], weights: Mapping[str, float]) -> Float[Tensor, " b"]:
