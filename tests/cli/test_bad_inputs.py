@@ -133,6 +133,7 @@ RECIPES = {
 
 
 STEPS_REWARD = "rewards=[brightness, {kind: scorer, at: steps}]"
+STEPWISE = "evaluation.stepwise={reward: scenes_scorer}"
 TREE = "rollout.plan={kind: tree, branching: 2, size: 2, forks: [0, 1]}"
 NFT = [
     "rollout.plan={kind: deterministic}",
@@ -199,6 +200,32 @@ RECIPES |= {
         ["credit={kind: process, outcome_weight: 0, process_weight: 0}"],
         "credit",
         "are both 0",
+    ),
+    "an evaluation that other weights make whole": (
+        ["weights.base={update: frozen}", "evaluation.finish={weights: base, steps: 8}"],
+        "evaluation",
+        "finish.steps=8 of steps=8",
+        "give fewer",
+    ),
+    "an evaluation that weights finish which are not there": (
+        ["evaluation.finish={weights: base, steps: 2}"],
+        "evaluation.finish.weights: no weights are called 'base'",
+        "add them under `weights`",
+    ),
+    "an evaluation made twice": (
+        ["weights.base={update: frozen}", "evaluation.finish={weights: base, steps: 2}", STEPWISE],
+        "finish and stepwise",
+        "leave one out",
+    ),
+    "step-wise sampling without its reward": (
+        [STEPWISE],
+        "evaluation.stepwise.reward='scenes_scorer'",
+        "add one, such as {kind: scorer, at: steps}",
+    ),
+    "odds for other chunks": (
+        ["objective={kind: chunk_ratio, chunks: [3, 4], chunk_weights: [1]}"],
+        "objective",
+        "1 odds for 2 chunks",
     ),
     "a reward of states that nobody reads": (
         [STEPS_REWARD],

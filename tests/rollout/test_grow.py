@@ -4,6 +4,7 @@ from typing import Literal
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.testing import assert_close
 
 from thalweg.core.forest import Child
@@ -22,6 +23,7 @@ from thalweg.rollout import (
     Window,
     grow,
 )
+from thalweg.rollout.finish import Finish
 
 PROMPTS = (Prompt("left", {"shift": -1.0}), Prompt("right", {"shift": 2.0}))
 SEED, ITERATION = 7, 3
@@ -382,3 +384,27 @@ def test_a_drawn_step_need_not_be_trained_and_then_has_no_log_prob(linear_policy
     assert torch.equal(after.log_prob[[0, 3]], expected.log_prob[[0, 3]])
     assert torch.equal(after.std, expected.std)
     assert torch.equal(after.latents, expected.latents[[0, 3]])
+
+
+def test_other_weights_take_the_last_steps(linear_policy):
+    policy = linear_policy()
+    policy.weights.add("base")
+    with torch.no_grad():
+        policy.bias.fill_(1.0)
+    rollout = Rollout(plan=Deterministic(), group_size=1, steps=4, schedule=Uniform())
+    finish = with_(rollout, finish=Finish(weights="base", steps=1))
+    roots = roots_of(rollout)
+    whole, finished = (grown(policy, r, roots).latents for r in (rollout, finish))
+    base = grown(policy, with_(rollout, weights="base"), roots).latents
+    # Euler's last step from 1/4 is x - v/4: without the bias of 1 it ends 1/4 higher.
+    assert_close(finished - whole, torch.full((2, 3), 0.25))
+    assert not torch.allclose(finished, base, atol=0.1)
+    assert policy.weights._active == "policy"
+
+
+def test_weights_that_finish_leave_drawn_steps_alone():
+    with pytest.raises(ValidationError, match=r"finish.steps=2 reach step 3, which is drawn .* give fewer"):
+        with_(ALL, finish=Finish(weights="base", steps=2))
+    assert with_(ALL, finish=Finish(weights="base", steps=1)).weights_at(3, 5) == "policy"
+    with pytest.raises(ValidationError, match=r"finish.steps=4: of steps=4 the first ones stay"):
+        Rollout(plan=Deterministic(), group_size=1, steps=4, finish=Finish(weights="base", steps=4))

@@ -8,8 +8,8 @@ from training.small_runs import small
 
 @pytest.mark.parametrize(
     ("gaining", "losing", "next_noise"),
-    # 9 of 100 apart is balanced, 10 is not, on either side.
-    [(30, 21, 0.45), (21, 30, 0.45), (30, 20, 0.35), (20, 30, 0.35), (0, 0, 0.45)],
+    # 3 apart of 37 that moved is balanced, 5 apart of 45 is not, on either side.
+    [(20, 17, 0.45), (17, 20, 0.45), (25, 20, 0.35), (20, 25, 0.35), (0, 0, 0.45)],
 )
 def test_noise_grows_while_as_many_steps_gain_as_lose(gaining, losing, next_noise):
     assert Tally(0.5, 0.4, gaining, losing, 100).next_noise == pytest.approx(next_noise)

@@ -30,7 +30,7 @@ def measure(
     processes: Processes,
 ) -> Metrics:
     """Rewards, and strict accuracy where the model's world can judge."""
-    made = sample_images(policy, prompts, evaluation.samples_per_prompt, evaluation, processes)
+    made = sample_images(policy, prompts, evaluation.samples_per_prompt, evaluation, processes, rewards)
     asked = [p for p in prompts for _ in range(evaluation.samples_per_prompt)]
     mine = [asked[i] for i in processes.share(len(asked))]
     scores = score(rewards, made, mine)
@@ -55,12 +55,16 @@ def measure(
 
 
 def sample_groups(
-    policy: Policy, prompts: Sequence[Prompt], evaluation: Evaluation, processes: Processes
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    evaluation: Evaluation,
+    processes: Processes,
+    rewards: Sequence[Reward] = (),
 ) -> Float[Tensor, "B 3 H W"]:
     """A whole group of images for each prompt, from all processes; in steps of 1/255, as a file keeps
     them. A video stands by its middle frame.
     """
-    made = sample_images(policy, prompts, evaluation.diversity_group, evaluation, processes)
+    made = sample_images(policy, prompts, evaluation.diversity_group, evaluation, processes, rewards)
     images = made.stills if isinstance(made, Media) else made
     if images is None:
         raise UserError(

@@ -82,7 +82,8 @@ def grow(
             if vary is not None:
                 here = vary.at(policy, here, varied.index(of_root), float(sigmas[step]))
             nodes, parents = _children(layouts, nodes, step)
-            velocity = _velocity(policy, x, sigmas[step], here, parents, rollout.micro_batch)
+            with policy.weights.use(rollout.weights_at(step, len(sigmas) - 1)):
+                velocity = _velocity(policy, x, sigmas[step], here, parents, rollout.micro_batch)
             x = x[parents]
             memory = None if memory is None else {name: kept[parents] for name, kept in memory.items()}
             x_next, memory = rollout.solver.step(

@@ -13,6 +13,7 @@ from thalweg.core.part import Part
 from thalweg.flow import Euler, Heun, Kernel, Schedule, Shifted, Solver
 from thalweg.models.weights import POLICY
 from thalweg.rollout.explore import Explore
+from thalweg.rollout.finish import Finish
 from thalweg.rollout.guidance import Guidance
 from thalweg.rollout.perturbation import Perturbation
 from thalweg.rollout.plans import Plan, last_drawn, only_trained, with_probes
@@ -49,6 +50,8 @@ class Rollout(Part):
     """Choose the initial noises of an iteration among many by cheap samples (Sol-RL)."""
     weights: str = POLICY
     """The named weights that act."""
+    finish: Finish | None = None
+    """Let other weights take the last steps; steps that are drawn stay with `weights`."""
     micro_batch: int = Field(default=64, ge=1)
     """Samples in one network pass; changes memory and speed, and results by rounding only."""
 
@@ -88,6 +91,11 @@ class Rollout(Part):
                 f"guidance.steps={list(self.guidance.steps or ())}: drawn steps are 0 .. {self.steps - 2} of "
                 f"steps={self.steps}; leave the others out"
             )
+        if self.finish is not None and self.finish.steps >= self.steps:
+            raise ValueError(
+                f"finish.steps={self.finish.steps}: of steps={self.steps} the first ones stay with weights "
+                f"'{self.weights}'; give fewer"
+            )
         if self.probes and not self.plan.stochastic:
             raise ValueError(
                 f"probes score the states of drawn steps, and the plan '{self.plan.kind}' draws none; leave "
@@ -98,8 +106,21 @@ class Rollout(Part):
                 f"explore.pool={self.explore.pool}: fewer than the {self.num_roots} initial noises that are "
                 "chosen from it; give more"
             )
+        if self.finish is not None and self.plan.stochastic:
+            drawn = last_drawn(self.layout(0, 0))
+            if self.weights_at(drawn, len(self.sigmas()) - 1) != self.weights:
+                raise ValueError(
+                    f"finish.steps={self.finish.steps} reach step {drawn}, which is drawn by weights "
+                    f"'{self.weights}'; give fewer"
+                )
         self.layout(0, 0)
         return self
+
+    def weights_at(self, step: int, num_steps: int) -> str:
+        """The named weights that act at a step of so many."""
+        if self.finish is None or step < num_steps - self.finish.steps:
+            return self.weights
+        return self.finish.weights
 
     @property
     def num_roots(self) -> int:

@@ -1,7 +1,7 @@
 """How much noise each step bears, DenseGRPO (arXiv:2601.20218, Algorithm 1): as much as leaves as many steps
 that gain as steps that lose. With too much, everything that is drawn loses.
 
-    round:      psi_j += e2 if |gaining_j - losing_j| < e1 count_j, else psi_j -= e2
+    round:      psi_j += e2 if |gaining_j - losing_j| < e1 (gaining_j + losing_j), else psi_j -= e2
 
 Our reading: e1 = 10 %, e2 = 0.05, and a number of rounds that is given, where the paper says neither; psi
 stays at e2 or above.
@@ -24,7 +24,7 @@ from thalweg.training.loop import load_policy
 from thalweg.training.schema import Recipe
 
 BALANCED = 0.1
-"""e1, of the steps drawn at a noise level."""
+"""e1, of the steps that gained or lost."""
 CHANGE = 0.05
 """e2, of the noise coefficient."""
 
@@ -42,7 +42,8 @@ class Tally:
 
     @property
     def next_noise(self) -> float:
-        balanced = abs(self.gaining - self.losing) < BALANCED * self.count
+        moved = self.gaining + self.losing
+        balanced = moved == 0 or abs(self.gaining - self.losing) < BALANCED * moved
         return max(self.noise + (CHANGE if balanced else -CHANGE), CHANGE)
 
 

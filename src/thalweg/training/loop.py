@@ -305,7 +305,7 @@ def evaluate(
         metrics = measure.measure(policy, prompts, recipe.rewards, world, settings, processes)
         if settings.diversity_prompts:
             few = measure.spread(held_out, settings.diversity_prompts)
-            images = measure.sample_groups(policy, few, settings, processes)
+            images = measure.sample_groups(policy, few, settings, processes, recipe.rewards)
             if folder.writes:
                 sheet.save_sheet(
                     folder.path / "samples", state.iteration, images, few, settings.diversity_group

@@ -40,9 +40,12 @@ class SavedRun:
         """The model with the named weights of the last checkpoint as its policy; without one, the base."""
         policy = load_policy(self.recipe, is_saved=bool(self.checkpoints))
         if self.checkpoints:
+            finish = self.recipe.evaluation.finish
+            wanted = {POLICY: weights} | ({} if finish is None else {finish.weights: finish.weights})
             with torch.no_grad():
-                file = self.checkpoints[-1] / f"weights.{weights}.safetensors"
-                checkpoint.fill(policy.weights.tensors(POLICY), file)
+                for name, stored in wanted.items():
+                    file = self.checkpoints[-1] / f"weights.{stored}.safetensors"
+                    checkpoint.fill(policy.weights.tensors(name), file)
         return policy
 
 
@@ -77,4 +80,4 @@ def sample(
     policy, recipe = open_model(source, overrides)
     asked = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
     settings = recipe.evaluation.model_copy(update={"seed": seed, "weights": POLICY})
-    return sample_images(policy, asked, per_prompt, settings)
+    return sample_images(policy, asked, per_prompt, settings, rewards=recipe.rewards)

@@ -38,12 +38,13 @@ def credited(recipe: Recipe) -> list[str]:
             "{kind: scorer, at: steps}"
         )
     if of_steps and not isinstance(credit, ProcessCredit):
-        guided = rollout.guidance.reward if rollout.guidance else None
+        readers = (rollout.guidance, recipe.evaluation.stepwise)
+        read = {reader.reward for reader in readers if reader is not None}
         problems += [
-            f"rewards: '{name}' judges noisy states, which only credit 'process' and rollout.guidance read; "
-            "change credit.kind"
+            f"rewards: '{name}' judges noisy states, which only credit 'process', rollout.guidance and "
+            "evaluation.stepwise read; change credit.kind"
             for name in of_steps
-            if name != guided
+            if name not in read
         ]
     if isinstance(rollout.plan, Candidates) and not siblings:
         problems.append(
@@ -54,6 +55,13 @@ def credited(recipe: Recipe) -> list[str]:
         problems.append(
             f"rollout.guidance.reward='{rollout.guidance.reward}': no reward of noisy states is called that"
             f"{nearest(rollout.guidance.reward, of_steps) if of_steps else ''}; add one, such as "
+            "{kind: scorer, at: steps}"
+        )
+    stepwise = recipe.evaluation.stepwise
+    if stepwise is not None and stepwise.reward not in of_steps:
+        problems.append(
+            f"evaluation.stepwise.reward='{stepwise.reward}': no reward of noisy states is called that"
+            f"{nearest(stepwise.reward, of_steps) if of_steps else ''}; add one, such as "
             "{kind: scorer, at: steps}"
         )
     return problems

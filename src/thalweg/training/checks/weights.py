@@ -17,6 +17,12 @@ def names_of_weights(recipe: Recipe) -> list[str]:
     uses = {"rollout.weights": recipe.rollout.weights, "evaluation.weights": recipe.evaluation.weights}
     if recipe.rollout.explore is not None:
         uses["rollout.explore.weights"] = recipe.rollout.explore.weights
+    for place, finish in (
+        ("rollout.finish.weights", recipe.rollout.finish),
+        ("evaluation.finish.weights", recipe.evaluation.finish),
+    ):
+        if finish is not None:
+            uses[place] = finish.weights
     uses |= {f"objective, weights '{name}'": name for name in recipe.objective.anchors}
     uses |= {f"weights.{name}.from": rule.source for name, rule in recipe.weights.items()}
     for place, name in uses.items():
