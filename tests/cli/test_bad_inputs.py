@@ -202,18 +202,18 @@ RECIPES |= {
         "are both 0",
     ),
     "an evaluation that other weights make whole": (
-        ["weights.base={update: frozen}", "evaluation.finish={weights: base, steps: 8}"],
+        ["weights.base={update: frozen}", "evaluation.finish={weights: base, steps: 2}"],
         "evaluation",
-        "finish.steps=8 of steps=8",
+        "finish.steps=2 of steps=2",
         "give fewer",
     ),
     "an evaluation that weights finish which are not there": (
-        ["evaluation.finish={weights: base, steps: 2}"],
+        ["evaluation.finish={weights: base, steps: 1}"],
         "evaluation.finish.weights: no weights are called 'base'",
         "add them under `weights`",
     ),
     "an evaluation made twice": (
-        ["weights.base={update: frozen}", "evaluation.finish={weights: base, steps: 2}", STEPWISE],
+        ["weights.base={update: frozen}", "evaluation.finish={weights: base, steps: 1}", STEPWISE],
         "finish and stepwise",
         "leave one out",
     ),
