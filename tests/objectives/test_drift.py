@@ -196,3 +196,42 @@ def test_imitation_pulls_towards_the_way_to_the_best_sample_once_the_policy_has_
     # d/dv of .5 · mean (v - v_old)²
     expected = torch.tensor(on).float()[:, None].expand(-1, 3) * 0.5 * 2 * 0.2 / 3
     assert_close(pull, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_the_guarded_ratio_is_clipped_as_often_above_as_below():
+    rows, velocity, dv, _ = drifted(count=50_000, elements=64, drift=0.4)
+    held = {}
+    for ratio, scale in (("guard", 1.0), ("step", 1 / S)):
+        # As wide as the standard deviation of the noise's part, J |dv| z / d.
+        clip = scale * (J * dv).square().mean(1).mean().sqrt().item() / 8
+        for sign in (1, -1):
+            signed = replace(rows, advantages=sign * torch.ones(50_000, 1, dtype=torch.float64))
+            held[ratio, sign] = (
+                evaluated(ClippedRatio(ratio=ratio, clip_range=clip), signed, velocity)[1]["clip_fraction"]
+                .mean()
+                .item()
+            )
+    # A normal number lies beyond one standard deviation with .159 on either side; standard error .0016.
+    assert held["guard", 1] == pytest.approx(held["guard", -1], abs=0.008)
+    assert held["guard", 1] == pytest.approx(0.159, abs=0.015)
+    # The plain one is biased downwards by half a squared drift: far more rows fall below.
+    assert held["step", -1] > held["step", 1] + 0.1
+
+
+def test_the_divergence_of_many_updates_on_one_batch_stays_where_its_range_is():
+    rows, start, _, z = drifted(count=256, elements=4)
+    # Rows are better the more noise they drew along one direction: the policy is pulled there without end.
+    signal = z @ torch.tensor([0.8, -0.4, 0.4, 0.2], dtype=torch.float64)
+    rows = replace(rows, advantages=signal[:, None])
+    range_of, reached = 1e-3, {}
+    for name, tau in (("masked", range_of), ("free", 1e9)):
+        objective = ClippedRatio(trust="divergence", divergence_range=tau)
+        shift = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        for _ in range(20):
+            terms, _ = evaluated(objective, rows, start.detach() + shift)
+            (found,) = torch.autograd.grad(terms.mean(), shift)
+            with torch.no_grad():
+                shift -= 0.15 * found
+        reached[name] = evaluated(objective, rows, start.detach() + shift)[1]["divergence"].mean().item()
+    assert reached["free"] > 20 * range_of
+    assert range_of / 2 < reached["masked"] < 5 * range_of
