@@ -8,8 +8,18 @@ from training.small_runs import small
 
 @pytest.mark.parametrize(
     ("gaining", "losing", "next_noise"),
-    # 3 apart of 37 that moved is balanced, 5 apart of 45 is not, on either side.
-    [(20, 17, 0.45), (17, 20, 0.45), (25, 20, 0.35), (20, 25, 0.35), (0, 0, 0.45)],
+    # A coin for each of 64 is 8 apart, 10 % of 400 is 40; on either side.
+    [
+        (36, 28, 0.45),
+        (28, 36, 0.45),
+        (37, 27, 0.35),
+        (27, 37, 0.35),
+        (220, 180, 0.45),
+        (180, 220, 0.45),
+        (221, 179, 0.35),
+        (179, 221, 0.35),
+        (0, 0, 0.45),
+    ],
 )
 def test_noise_grows_while_as_many_steps_gain_as_lose(gaining, losing, next_noise):
     assert Tally(0.5, 0.4, gaining, losing, 100).next_noise == pytest.approx(next_noise)

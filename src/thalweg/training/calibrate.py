@@ -1,10 +1,11 @@
 """How much noise each step bears, DenseGRPO (arXiv:2601.20218, Algorithm 1): as much as leaves as many steps
 that gain as steps that lose. With too much, everything that is drawn loses.
 
-    round:      psi_j += e2 if |gaining_j - losing_j| < e1 (gaining_j + losing_j), else psi_j -= e2
+    round:      psi_j += e2 if |gaining_j - losing_j| <= e1, else psi_j -= e2
 
-Our reading: e1 = 10 %, e2 = 0.05, and a number of rounds that is given, where the paper says neither; psi
-stays at e2 or above.
+Our reading: e1 = 10 % of the steps that gained or lost, but no less than what tossing a coin for each would
+make of it, their square root; e2 = 0.05; psi stays at e2 or above; and a number of rounds that is given. The
+paper says none of them.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from thalweg.training.loop import load_policy
 from thalweg.training.schema import Recipe
 
 BALANCED = 0.1
-"""e1, of the steps that gained or lost."""
+"""Of the steps that gained or lost."""
 CHANGE = 0.05
 """e2, of the noise coefficient."""
 
@@ -43,7 +44,7 @@ class Tally:
     @property
     def next_noise(self) -> float:
         moved = self.gaining + self.losing
-        balanced = moved == 0 or abs(self.gaining - self.losing) < BALANCED * moved
+        balanced = abs(self.gaining - self.losing) <= max(BALANCED * moved, moved**0.5)
         return max(self.noise + (CHANGE if balanced else -CHANGE), CHANGE)
 
 
