@@ -1,12 +1,14 @@
 """Several processes, one run: torch.distributed as it is, started by torchrun.
 
-Every process holds the whole network, grows its own roots and adds its gradients to the others'. Group
-statistics see the rows of all processes, in an order that does not depend on how many there are.
+Every process grows its own roots and adds its gradients to the others'. It holds the whole network, or a
+shard of it (`models.sharding`). Group statistics see the rows of all processes, in an order that does not
+depend on how many there are.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -15,12 +17,23 @@ from torch import Tensor
 from thalweg.core.errors import UserError
 
 
+@runtime_checkable
+class Turns(Protocol):
+    """Where network passes are made by all processes at once."""
+
+    def meet(self) -> None:
+        """Take part in the passes of the others until none has any left."""
+        ...
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among all of the run."""
 
     rank: int = 0
     count: int = 1
+    turns: Turns | None = None
+    """Set where the network lives in shards: whoever waits for the others takes part in their passes."""
 
     @property
     def is_first(self) -> bool:
@@ -34,6 +47,7 @@ class Processes:
         """Rows of all processes, in order of rank: columns of any trailing shape, the first axis joined."""
         if self.count == 1:
             return dict(columns)
+        self.meet()
         mine = len(next(iter(columns.values())))
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
         dist.all_gather(sizes, torch.tensor([mine]))
@@ -51,6 +65,7 @@ class Processes:
         """Replace each tensor by its sum over processes, in one message."""
         if self.count == 1 or not tensors:
             return
+        self.meet()
         flat = torch.cat([t.flatten() for t in tensors])
         dist.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
@@ -60,6 +75,7 @@ class Processes:
         """Whether the flag is set on any process."""
         if self.count == 1:
             return flag
+        self.meet()
         seen = torch.tensor([float(flag)])
         dist.all_reduce(seen, dist.ReduceOp.MAX)
         return bool(seen)
@@ -68,6 +84,7 @@ class Processes:
         """The text that the first process gives."""
         if self.count == 1:
             return text
+        self.meet()
         letters = torch.tensor(list(text.encode()), dtype=torch.uint8)
         size = torch.tensor([len(letters)])
         dist.broadcast(size, 0)
@@ -77,7 +94,13 @@ class Processes:
 
     def wait(self) -> None:
         if self.count > 1:
+            self.meet()
             dist.barrier()
+
+    def meet(self) -> None:
+        """Have no network pass left that another process needs; every message between them comes after."""
+        if self.turns is not None:
+            self.turns.meet()
 
 
 def connect() -> Processes:

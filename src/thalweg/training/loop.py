@@ -30,6 +30,7 @@ from thalweg.training.companions import Optimizers, fit_companions, make_optimiz
 from thalweg.training.data import PromptStream, draw_prompts, held_out_prompts, open_prompts, require_judged
 from thalweg.training.memory import peak_megabytes
 from thalweg.training.optimise import update
+from thalweg.training.parallel import place
 from thalweg.training.pathwise import Judge, judge_of
 from thalweg.training.plan import batch_plan
 from thalweg.training.recipe import load_recipe
@@ -93,6 +94,7 @@ def _run(
     require_installed(recipe)
     policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
     batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
+    processes = place(policy, recipe.parallel, processes, held_out[0])
     optimizers = make_optimizers(policy.weights, recipe)
     if is_new:
         folder.start(recipe, command_line())
@@ -134,7 +136,7 @@ def _run(
             is_best = recipe.run.keep_best and state.best_iteration == state.iteration
             if stopping or is_best or state.iteration % recipe.run.save_every == 0:
                 with clock.stage("save"):
-                    _save(recipe, folder, state, policy, optimizers, buffer, stop.seconds())
+                    _save(recipe, folder, state, policy, optimizers, buffer, stop.seconds(), processes)
                 processes.wait()
         trackers.close()
         if folder.writes:
@@ -391,10 +393,10 @@ def _save(
     optimizers: Optimizers,
     buffer: ReplayBuffer,
     seconds: float,
+    processes: Processes,
 ) -> None:
-    state.seconds = seconds
+    state.seconds, held = seconds, buffer.tensors()
+    checkpoint.save(folder.checkpoints, state, policy.weights, optimizers, recipe.name, held, processes)
     if folder.writes:
-        held = buffer.tensors()
-        checkpoint.save(folder.checkpoints, state, policy.weights, optimizers, recipe.name, held)
         best = state.best_iteration if recipe.run.keep_best else None
         checkpoint.prune(folder.checkpoints, recipe.run.keep_last, best)
