@@ -20,7 +20,7 @@ from training.several_processes import on_processes
 from training.small_runs import CHEAP, metrics_of, reproducible, saved_tensors, small, trains
 
 # Where the process that writes stands; everything else must not depend on how many there are.
-OF_PROCESSES = {"processes", "samples_local"}
+OF_PROCESSES = {"processes", "samples_local", "padded_passes"}
 # Adam's first steps are signs, which rounding turns where a gradient is nearly 0. These follow its size.
 QUICK = [
     "dense-grpo",

@@ -8,13 +8,21 @@ depend on how many there are.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from thalweg.core.errors import UserError
+
+
+MEETING = timedelta(minutes=5)
+"""How long processes wait for the others at the start."""
+LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""What others than torchrun call the number of processes that they started."""
 
 
 @runtime_checkable
@@ -92,6 +100,13 @@ class Processes:
         dist.broadcast(letters, 0)
         return bytes(letters.tolist()).decode()
 
+    def texts(self, text: str) -> list[str]:
+        """The text of every process, in order of rank."""
+        letters = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        sizes = self.gather({"size": torch.tensor([len(letters)])})["size"].tolist()
+        parts = self.gather({"letters": letters})["letters"].split(sizes)
+        return [bytes(part.tolist()).decode() for part in parts]
+
     def wait(self) -> None:
         if self.count > 1:
             self.meet()
@@ -104,19 +119,57 @@ class Processes:
 
 
 def connect() -> Processes:
-    """Join the processes that torchrun started; alone without its variables."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    """Join the processes that torchrun started; alone without its variables.
+
+    Raises UserError where a launcher started several that cannot find each other.
+    """
+    count = _launched()
     if count == 1:
         return Processes()
     if not dist.is_available():
         raise UserError(f"WORLD_SIZE={count}: this torch has no torch.distributed; install one that has")
     if not dist.is_initialized():
+        backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("cpu:gloo,cuda:nccl")  # columns go by one, gradients by the other
-        else:
-            dist.init_process_group("gloo")
+            backend = "cpu:gloo,cuda:nccl"  # columns go by one, gradients by the other
+        try:
+            store, rank, count = next(rendezvous("env://", timeout=MEETING))
+        except dist.DistError as error:
+            raise UserError(
+                f"WORLD_SIZE={count}: the processes did not meet at {os.environ['MASTER_ADDR']}:"
+                f"{os.environ['MASTER_PORT']} within {MEETING.total_seconds():.0f} s "
+                f"({str(error).splitlines()[0]}); start all of them, with an address that every machine reaches"
+            ) from error
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def _launched() -> int:
+    """How many processes the environment says there are; raises UserError where it contradicts itself."""
+    given = os.environ.get("WORLD_SIZE")
+    if given is None:
+        for name in (*LAUNCHERS, "RANK"):
+            if os.environ.get(name, "1") != "1" or (name == "RANK" and name in os.environ):
+                raise UserError(
+                    f"{name}={os.environ[name]} and no WORLD_SIZE: each process would train alone, in one "
+                    "folder; start them with torchrun, or give WORLD_SIZE=1 to trainings that shall be alone"
+                )
+        return 1
+    if not given.isdigit() or int(given) == 0:
+        raise UserError(f"WORLD_SIZE={given}: a number of processes; start them with torchrun")
+    count = int(given)
+    if count == 1:
+        return 1
+    if lacking := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise UserError(
+            f"WORLD_SIZE={count} and no {lacking[0]}: the processes cannot find each other; start them with "
+            "torchrun, which sets all of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        )
+    rank = os.environ["RANK"]
+    if not rank.isdigit() or int(rank) >= count:
+        raise UserError(f"RANK={rank}, WORLD_SIZE={count}: ranks go from 0 to {count - 1}; start with torchrun")
+    return count
 
 
 def is_first_process() -> bool:

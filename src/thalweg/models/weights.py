@@ -71,6 +71,11 @@ class NamedWeights:
         """The set in use."""
         return self._active
 
+    @property
+    def padded_passes(self) -> int:
+        """Network passes that this process made for the sake of others."""
+        return 0 if self.turns is None else self.turns.padded
+
     def guidance_scale(self, of_model: float) -> float:
         """That of the set in use."""
         return self.guidance.get(self._active, of_model)

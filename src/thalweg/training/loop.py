@@ -28,6 +28,7 @@ from thalweg.training.clock import Clock
 from thalweg.training.collect import agreement, collect, judge
 from thalweg.training.companions import Optimizers, fit_companions, make_optimizers
 from thalweg.training.data import PromptStream, draw_prompts, held_out_prompts, open_prompts, require_judged
+from thalweg.training.launch import require_alike
 from thalweg.training.memory import peak_megabytes
 from thalweg.training.optimise import update
 from thalweg.training.parallel import place
@@ -83,6 +84,7 @@ def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -
 def _run(
     recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress | None, *, is_new: bool
 ) -> Run:
+    require_alike(processes, recipe)
     prompts = open_prompts(recipe.data, recipe.model.world)
     held_out = held_out_prompts(recipe.data, recipe.evaluation, recipe.model.world, prompts)
     judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
@@ -155,7 +157,7 @@ def iterate(
     clock: Clock,
 ) -> Metrics:
     """One iteration: what `train` does again and again. Leaves `state` one further."""
-    before = (policy.passes.evaluations, policy.passes.backwards)
+    before = (policy.passes.evaluations, policy.passes.backwards, policy.weights.padded_passes)
     with clock.stage("rollout"):
         asked = draw_prompts(prompts, recipe.data, recipe.seed, state.iteration)
         collected = collect(recipe, policy, asked, processes, state.iteration)
@@ -180,7 +182,8 @@ def iterate(
         learned = learn(recipe, policy, optimizers[POLICY], rows, condition, processes, state, worth)
     state.iteration += 1
     after_iteration(policy.weights, recipe.weights, state.iteration)
-    passes = torch.tensor([policy.passes.evaluations - before[0], policy.passes.backwards - before[1]])
+    after = (policy.passes.evaluations, policy.passes.backwards, policy.weights.padded_passes)
+    passes = torch.tensor(after) - torch.tensor(before)
     processes.add([passes])
     state.evaluations += int(passes[0])
     state.backwards += int(passes[1])
@@ -191,6 +194,7 @@ def iterate(
         **fitted,
         "skipped_updates": state.skipped_updates,
         **clip_metrics(recipe, policy),
+        "padded_passes": int(passes[2]),
         "processes": processes.count,
         "samples": len(leaves),
         "samples_local": len(forest.leaves),
