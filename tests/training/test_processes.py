@@ -114,7 +114,7 @@ def one_group_without_variance(tmp_path):
     """Prompts and a reward for which exactly one of an iteration's two groups teaches something."""
 
     def brightness_of_circles(images, prompts):
-        asked = torch.tensor([p.text == "a blue circle" for p in prompts])
+        asked = torch.tensor([p.text == "a blue circle" for p in prompts], dtype=torch.bool)
         return torch.where(asked, images.flatten(1).mean(1), 0.5)
 
     file = tmp_path / "prompts.txt"

@@ -1,7 +1,7 @@
 """Sharded or whole, on one process or two: the same run. The processes are forks."""
 
 import pytest
-from safetensors.torch import load_file
+import torch
 
 from thalweg.core.errors import UserError
 from thalweg.training.loop import resume, train
@@ -50,15 +50,13 @@ def test_a_sharded_run_is_the_run_of_one_process(name, changes, tiny_world, tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["flow-grpo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gcpo", "tree-grpo", "draft"))]
+    "name", ["flow-grpo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gcpo", "tree-grpo"))]
 )
 def test_processes_with_different_work_make_the_same_passes_and_count_those_they_add(
     name, one_group_without_variance, tiny_world, tmp_path
 ):
     # One process has no rows to train on, and fewer images to evaluate than the other.
     changes = FEW | one_group_without_variance | {"evaluation.num_prompts": 1}
-    if name == "draft":
-        pytest.skip("its reward must have a gradient")
     train(small(name, changes), tmp_path / "one")
     on_processes(2, lambda: train(small(name, changes | FSDP), tmp_path / "two"))
     assert_close_runs(tmp_path / "one", tmp_path / "two")
@@ -79,13 +77,11 @@ def test_a_run_goes_on_with_other_processes_and_other_shards(tiny_world, tmp_pat
     assert [line["processes"] for line in trains(tmp_path / "run")] == [2, 1, 2, 2]
     assert_close_runs(tmp_path / "run", once)
     assert_same_movement(tmp_path / "run", once, tiny_world)
-    moments = {
-        name: t for name, t in saved_tensors(tmp_path / "run") if name.startswith("optimizer") and t.ndim
-    }
-    expected = load_file(once.path / "checkpoints" / "00000004" / "optimizer.safetensors")
-    for name, moment in moments.items():
-        other = expected[name.removeprefix("optimizer.safetensors: ")]
-        assert (moment - other).norm() <= 0.05 * other.norm() + 1e-12, name
+    found, expected = (
+        torch.cat([t.flatten() for n, t in saved_tensors(run) if n.startswith("optimizer") and t.ndim])
+        for run in (tmp_path / "run", once)
+    )
+    assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_a_sharded_run_writes_the_tensors_that_a_whole_one_does(tiny_world, tmp_path):

@@ -168,7 +168,9 @@ def _launched() -> int:
         )
     rank = os.environ["RANK"]
     if not rank.isdigit() or int(rank) >= count:
-        raise UserError(f"RANK={rank}, WORLD_SIZE={count}: ranks go from 0 to {count - 1}; start with torchrun")
+        raise UserError(
+            f"RANK={rank}, WORLD_SIZE={count}: ranks go from 0 to {count - 1}; start with torchrun"
+        )
     return count
 
 

@@ -14,7 +14,8 @@
 n trained parameters: with adapters of rank r, r · Σ (inputs + outputs) over the linear layers that get one.
 s tokens of a row: image, video or sound, and text. D width, L layers, U the share of a card's peak that is
 used, 0.35. Not counted: the decoder's activations, rewards, evaluation, the allocator's and CUDA's own 1 to
-3 GB, and whatever several cards would share: every process holds all weights. Never checked on a GPU.
+3 GB. With `parallel.weights: fsdp` networks and what is trained are cut over the processes; blocks that are
+gathered for a pass are not counted. Never checked on a GPU.
 """
 
 import math
