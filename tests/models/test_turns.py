@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from thalweg.core.processes import connect, disconnect
 from thalweg.core.values import Condition, Prompt
 from thalweg.models import NamedWeights, Passes
-from thalweg.models.shards import put, whole
 from thalweg.models.sharding import blocks_of, shard
+from thalweg.models.shards import put, whole
 from training.several_processes import on_processes
 
 

@@ -79,7 +79,7 @@ def test_processes_with_another_recipe_are_refused_everywhere(tiny_world):
         processes = connect()
         require_alike(processes, small("flow-grpo"))
         with pytest.raises(
-            UserError, match="process 1 has recipe [0-9a-f]{12}, process 0 has [0-9a-f]{12}; "
+            UserError, match=r"process 1 has recipe [0-9a-f]{12}, process 0 has [0-9a-f]{12}; "
         ):
             require_alike(processes, small("flow-grpo", {"seed": processes.rank}))
         disconnect(processes)

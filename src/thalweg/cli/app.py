@@ -207,8 +207,8 @@ def doctor(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="Also replay a rollout of this recipe; or model=FOLDER, a diffusers pipeline; or `processes`, "
-            "those that torchrun started.",
+            help="Also replay a rollout of this recipe; or model=FOLDER, a diffusers pipeline; or "
+            "`processes`, those that torchrun started.",
             show_default=False,
         ),
     ] = None,

@@ -18,7 +18,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from thalweg.core.errors import UserError
 
-
 MEETING = timedelta(minutes=5)
 """How long processes wait for the others at the start."""
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -139,7 +138,7 @@ def connect() -> Processes:
             raise UserError(
                 f"WORLD_SIZE={count}: the processes did not meet at {os.environ['MASTER_ADDR']}:"
                 f"{os.environ['MASTER_PORT']} within {MEETING.total_seconds():.0f} s "
-                f"({str(error).splitlines()[0]}); start all of them, with an address that every machine reaches"
+                f"({str(error).splitlines()[0]}); start all of them, with an address that all machines reach"
             ) from error
         dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     return Processes(dist.get_rank(), dist.get_world_size())

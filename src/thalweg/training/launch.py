@@ -100,13 +100,13 @@ def _devices(processes: Processes) -> list[Finding]:
 def _adding(processes: Processes) -> Finding:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sent = torch.full((MESSAGE,), float(processes.rank), device=device)
-    seconds, expected = [], float(sum(range(processes.count)))
+    seconds, expected, right = [], float(sum(range(processes.count))), True
     for _ in range(TIMES + 1):
         given = sent.clone()
         processes.wait()
         started = time.perf_counter()
         processes.add([given])
-        right = bool((given == expected).all())  # waits for the device too
+        right &= bool((given == expected).all())  # waits for the device too
         seconds.append(time.perf_counter() - started)
     took = sorted(seconds[1:])[TIMES // 2]  # the first one connects
     value = f"{took * 1e3:.1f} ms for {MESSAGE * 4 / 2**20:.0f} MiB" if right else "wrong sum"

@@ -60,7 +60,8 @@ def update(
     if processes.turns is None:
         processes.add(gradients)
     else:
-        torch._foreach_mul_([local(g) for g in gradients], processes.count)  # FSDP2 has averaged them
+        for gradient in gradients:
+            local(gradient).mul_(processes.count)  # FSDP2 has averaged them
     limit = torch.inf if optim.max_grad_norm is None else optim.max_grad_norm
     norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, limit)))
     finite = norm == norm and norm != torch.inf
