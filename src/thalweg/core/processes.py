@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import count as count_from
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,6 +22,7 @@ from thalweg.core.errors import UserError
 
 MEETING = timedelta(minutes=5)
 """How long processes wait for the others at the start."""
+_CONNECTIONS = count_from(1)
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """What others than torchrun call the number of processes that they started."""
 
@@ -132,16 +135,24 @@ def connect() -> Processes:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "cpu:gloo,cuda:nccl"  # columns go by one, gradients by the other
+        place, rank = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", int(os.environ["RANK"])
         try:
-            store, rank, count = next(rendezvous("env://", timeout=MEETING))
+            store = _meeting_place(place)
         except dist.DistError as error:
             raise UserError(
-                f"WORLD_SIZE={count}: the processes did not meet at {os.environ['MASTER_ADDR']}:"
-                f"{os.environ['MASTER_PORT']} within {MEETING.total_seconds():.0f} s "
-                f"({str(error).splitlines()[0]}); start all of them, with an address that all machines reach"
+                f"WORLD_SIZE={count}: the processes did not meet at {place} within "
+                f"{MEETING.total_seconds():.0f} s ({str(error).splitlines()[0]}); start all of them, with an "
+                "address that all machines reach"
             ) from error
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+        fresh = dist.PrefixStore(f"thalweg {next(_CONNECTIONS)}", store)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=count)
     return Processes(dist.get_rank(), dist.get_world_size())
+
+
+@cache
+def _meeting_place(address: str) -> dist.Store:
+    """Kept as long as the process: one that trains twice could else still find the first run's."""
+    return next(rendezvous("env://", timeout=MEETING))[0]
 
 
 def _launched() -> int:
