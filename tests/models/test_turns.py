@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from thalweg.core.processes import connect, disconnect
+from thalweg.core.errors import UserError
+from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Condition, Prompt
 from thalweg.models import NamedWeights, Passes
 from thalweg.models.sharding import blocks_of, shard
@@ -115,6 +116,34 @@ def test_sets_of_shards_follow_and_change_places_as_whole_ones_do():
         disconnect(processes)
 
     on_processes(2, work)
+
+
+class Broken(TwoNetworks):
+    """Each of these cannot be cut."""
+
+    def never_low(self):
+        self.velocity = lambda x, sigma, condition: self.networks["high"](x)
+
+    def more_trained(self):
+        self.weights = NamedWeights({**self.weights.parameters, "bias": nn.Parameter(torch.zeros(3))})
+
+    def hidden(self):
+        del self.networks
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (Broken.never_low, "'low' takes part at no noise level"),
+        (Broken.more_trained, "the trained 'bias' is in none of the policy's networks"),
+        (Broken.hidden, "Broken does not show its networks"),
+    ],
+)
+def test_a_policy_that_cannot_be_cut_is_refused_before_anything_is(how, words):
+    policy = Broken()
+    how(policy)
+    with pytest.raises(UserError, match=words):
+        shard(policy, Prompt("a"), Processes(0, 2))
 
 
 class Named(nn.Module):

@@ -45,6 +45,11 @@ def shard(policy: Policy, prompt: Prompt, processes: Processes) -> Turns:
     calls = _some_calls(policy, policy.networks, prompt)
     modules = [module for network in policy.networks.values() for module in network.modules()]
     places = {id(p): (m, key) for m in modules for key, p in m.named_parameters(recurse=False)}
+    if homeless := [name for name, p in policy.weights.parameters.items() if id(p) not in places]:
+        raise UserError(
+            f"parallel.weights='fsdp': the trained '{homeless[0]}' is in none of the policy's networks; add "
+            "its module to `networks`, or use replicated"
+        )
     places_of = {name: places[id(parameter)] for name, parameter in policy.weights.parameters.items()}
     mesh = init_device_mesh(policy.device.type, (processes.count,))
     for network in policy.networks.values():

@@ -58,3 +58,20 @@ def test_two_processes_move_as_one_does_though_noise_levels_differ(name, lora, k
         if weights == "fsdp":
             padded = [line["padded_passes"] for line in trains(run)]
             assert (max(padded) > 0) == (name == "wan_two_networks")  # whose network depends on the level
+
+
+@pytest.mark.slow
+def test_blocks_in_bfloat16_are_computed_again_without_a_difference(settings_of, tmp_path):
+    settings = settings_of("wan_two_networks") | PROPORTIONAL | {"rewards": ["brightness"], "iterations": 2}
+    settings |= {"evaluation.diversity_prompts": 0, "rollout.steps": 2}
+    settings |= {"model.precision": "bfloat16", "model.gradient_checkpointing": True}
+
+    def recipe(weights):
+        return load_recipe(find_recipe("diffusion-nft"), settings | {"parallel.weights": weights})
+
+    train(recipe("replicated"), tmp_path / "one")
+    on_processes(2, lambda: train(recipe("fsdp"), tmp_path / "two"))
+    for line, alone in zip(trains(tmp_path / "two"), trains(tmp_path / "one"), strict=True):
+        assert line["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert line["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+        assert line["padded_passes"] > 0
