@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from itertools import count as count_from
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from thalweg.core.errors import UserError
 
@@ -144,14 +143,18 @@ def connect() -> Processes:
                 f"{MEETING.total_seconds():.0f} s ({str(error).splitlines()[0]}); start all of them, with an "
                 "address that all machines reach"
             ) from error
-        fresh = dist.PrefixStore(f"thalweg {next(_CONNECTIONS)}", store)
+        from torch.distributed.distributed_c10d import PrefixStore  # not in every torch
+
+        fresh = PrefixStore(f"thalweg {next(_CONNECTIONS)}", store)
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=count)
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
 @cache
-def _meeting_place(address: str) -> dist.Store:
+def _meeting_place(address: str) -> Any:
     """Kept as long as the process: one that trains twice could else still find the first run's."""
+    from torch.distributed.rendezvous import rendezvous
+
     return next(rendezvous("env://", timeout=MEETING))[0]
 
 
