@@ -1,8 +1,11 @@
+import time
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from thalweg.core.processes import Processes
+from thalweg.core.processes import Processes, connect, disconnect
+from training.several_processes import on_processes
 
 
 @pytest.mark.parametrize(("total", "count"), [(12, 1), (12, 4), (7, 3), (2, 5)])
@@ -23,3 +26,15 @@ def test_a_process_alone_keeps_its_rows_and_sums():
 
 def test_only_rank_zero_is_first():
     assert [Processes(rank, 3).is_first for rank in range(3)] == [True, False, False]
+
+
+def test_processes_meet_again_after_one_has_left_early():
+    def work():
+        for number in range(5):
+            processes = connect()
+            assert processes.texts(f"{number}{processes.rank}") == [f"{number}0", f"{number}1"]
+            if processes.is_first:
+                time.sleep(0.1)  # still at the old place when the other comes back
+            disconnect(processes)
+
+    on_processes(2, work, timeout=30)

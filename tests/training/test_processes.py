@@ -20,7 +20,7 @@ from training.several_processes import on_processes
 from training.small_runs import CHEAP, metrics_of, reproducible, saved_tensors, small, trains
 
 # Where the process that writes stands; everything else must not depend on how many there are.
-OF_PROCESSES = {"processes", "samples_local"}
+OF_PROCESSES = {"processes", "samples_local", "padded_passes"}
 # Adam's first steps are signs, which rounding turns where a gradient is nearly 0. These follow its size.
 QUICK = [
     "dense-grpo",
@@ -114,7 +114,7 @@ def one_group_without_variance(tmp_path):
     """Prompts and a reward for which exactly one of an iteration's two groups teaches something."""
 
     def brightness_of_circles(images, prompts):
-        asked = torch.tensor([p.text == "a blue circle" for p in prompts])
+        asked = torch.tensor([p.text == "a blue circle" for p in prompts], dtype=torch.bool)
         return torch.where(asked, images.flatten(1).mean(1), 0.5)
 
     file = tmp_path / "prompts.txt"

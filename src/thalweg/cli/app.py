@@ -212,7 +212,8 @@ def doctor(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="Also replay a rollout of this recipe; or model=FOLDER, a diffusers pipeline.",
+            help="Also replay a rollout of this recipe; or model=FOLDER, a diffusers pipeline; or "
+            "`processes`, those that torchrun started.",
             show_default=False,
         ),
     ] = None,
@@ -221,6 +222,7 @@ def doctor(
 ) -> None:
     """Check the installation, and with a recipe whether its numbers can be trusted here."""
     from thalweg.cli.tables import installation_rows, print_table
+    from thalweg.core.processes import is_first_process
     from thalweg.training.doctor import examine, examine_model
     from thalweg.training.recipe import load_recipe
 
@@ -229,10 +231,13 @@ def doctor(
         from thalweg.training.recipe import load_model
 
         found = examine_model(load_model([recipe, *(overrides or [])]))
+    elif recipe == "processes":
+        found = _examine_processes(overrides)
     else:
         found = [] if recipe is None else examine(load_recipe(recipe, overrides or []))
     rows += [{"what": f.what, "value": f.value, "ok": f.ok, "advice": f.advice} for f in found]
-    print_table("Doctor", rows, as_json)
+    if is_first_process():
+        print_table("Doctor", rows, as_json)
     if not all(row["ok"] for row in rows):
         raise typer.Exit(1)
 
@@ -271,6 +276,19 @@ def main() -> None:
     except UserError as error:
         typer.echo(str(error), err=True)
         raise SystemExit(2) from None
+
+
+def _examine_processes(overrides: list[str] | None) -> list[Any]:
+    from thalweg.core.processes import connect, disconnect
+    from thalweg.training.launch import examine_processes
+
+    if overrides:
+        raise UserError(f"doctor processes: '{overrides[0]}' changes nothing there; leave it out")
+    processes = connect()
+    try:
+        return examine_processes(processes)
+    finally:
+        disconnect(processes)
 
 
 def _say_where(run: Any) -> None:

@@ -1,18 +1,38 @@
 """Several processes, one run: torch.distributed as it is, started by torchrun.
 
-Every process holds the whole network, grows its own roots and adds its gradients to the others'. Group
-statistics see the rows of all processes, in an order that does not depend on how many there are.
+Every process grows its own roots and adds its gradients to the others'. It holds the whole network, or a
+shard of it (`models.sharding`). Group statistics see the rows of all processes, in an order that does not
+depend on how many there are.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from itertools import count as count_from
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from thalweg.core.errors import UserError
+
+MEETING = timedelta(minutes=5)
+"""How long processes wait for the others at the start."""
+_CONNECTIONS = count_from(1)
+LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""What others than torchrun call the number of processes that they started."""
+
+
+@runtime_checkable
+class Turns(Protocol):
+    """Where network passes are made by all processes at once."""
+
+    def meet(self) -> None:
+        """Take part in the passes of the others until none has any left."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,6 +41,8 @@ class Processes:
 
     rank: int = 0
     count: int = 1
+    turns: Turns | None = None
+    """Set where the network lives in shards: whoever waits for the others takes part in their passes."""
 
     @property
     def is_first(self) -> bool:
@@ -34,6 +56,7 @@ class Processes:
         """Rows of all processes, in order of rank: columns of any trailing shape, the first axis joined."""
         if self.count == 1:
             return dict(columns)
+        self.meet()
         mine = len(next(iter(columns.values())))
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
         dist.all_gather(sizes, torch.tensor([mine]))
@@ -51,6 +74,7 @@ class Processes:
         """Replace each tensor by its sum over processes, in one message."""
         if self.count == 1 or not tensors:
             return
+        self.meet()
         flat = torch.cat([t.flatten() for t in tensors])
         dist.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
@@ -60,6 +84,7 @@ class Processes:
         """Whether the flag is set on any process."""
         if self.count == 1:
             return flag
+        self.meet()
         seen = torch.tensor([float(flag)])
         dist.all_reduce(seen, dist.ReduceOp.MAX)
         return bool(seen)
@@ -68,6 +93,7 @@ class Processes:
         """The text that the first process gives."""
         if self.count == 1:
             return text
+        self.meet()
         letters = torch.tensor(list(text.encode()), dtype=torch.uint8)
         size = torch.tensor([len(letters)])
         dist.broadcast(size, 0)
@@ -75,25 +101,90 @@ class Processes:
         dist.broadcast(letters, 0)
         return bytes(letters.tolist()).decode()
 
+    def texts(self, text: str) -> list[str]:
+        """The text of every process, in order of rank."""
+        letters = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        sizes = self.gather({"size": torch.tensor([len(letters)])})["size"].tolist()
+        parts = self.gather({"letters": letters})["letters"].split(sizes)
+        return [bytes(part.tolist()).decode() for part in parts]
+
     def wait(self) -> None:
         if self.count > 1:
+            self.meet()
             dist.barrier()
+
+    def meet(self) -> None:
+        """Have no network pass left that another process needs; every message between them comes after."""
+        if self.turns is not None:
+            self.turns.meet()
 
 
 def connect() -> Processes:
-    """Join the processes that torchrun started; alone without its variables."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    """Join the processes that torchrun started; alone without its variables.
+
+    Raises UserError where a launcher started several that cannot find each other.
+    """
+    count = _launched()
     if count == 1:
         return Processes()
     if not dist.is_available():
         raise UserError(f"WORLD_SIZE={count}: this torch has no torch.distributed; install one that has")
     if not dist.is_initialized():
+        backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("cpu:gloo,cuda:nccl")  # columns go by one, gradients by the other
-        else:
-            dist.init_process_group("gloo")
+            backend = "cpu:gloo,cuda:nccl"  # columns go by one, gradients by the other
+        place, rank = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", int(os.environ["RANK"])
+        try:
+            store = _meeting_place(place)
+        except dist.DistError as error:
+            raise UserError(
+                f"WORLD_SIZE={count}: the processes did not meet at {place} within "
+                f"{MEETING.total_seconds():.0f} s ({str(error).splitlines()[0]}); start all of them, with an "
+                "address that all machines reach"
+            ) from error
+        from torch.distributed.distributed_c10d import PrefixStore  # not in every torch
+
+        fresh = PrefixStore(f"thalweg {next(_CONNECTIONS)}", store)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=count)
     return Processes(dist.get_rank(), dist.get_world_size())
+
+
+@cache
+def _meeting_place(address: str) -> Any:
+    """Kept as long as the process: one that trains twice could else still find the first run's."""
+    from torch.distributed.rendezvous import rendezvous
+
+    return next(rendezvous("env://", timeout=MEETING))[0]
+
+
+def _launched() -> int:
+    """How many processes the environment says there are; raises UserError where it contradicts itself."""
+    given = os.environ.get("WORLD_SIZE")
+    if given is None:
+        for name in (*LAUNCHERS, "RANK"):
+            if os.environ.get(name, "1") != "1" or (name == "RANK" and name in os.environ):
+                raise UserError(
+                    f"{name}={os.environ[name]} and no WORLD_SIZE: each process would train alone, in one "
+                    "folder; start them with torchrun, or give WORLD_SIZE=1 to trainings that shall be alone"
+                )
+        return 1
+    if not given.isdigit() or int(given) == 0:
+        raise UserError(f"WORLD_SIZE={given}: a number of processes; start them with torchrun")
+    count = int(given)
+    if count == 1:
+        return 1
+    if lacking := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise UserError(
+            f"WORLD_SIZE={count} and no {lacking[0]}: the processes cannot find each other; start them with "
+            "torchrun, which sets all of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        )
+    rank = os.environ["RANK"]
+    if not rank.isdigit() or int(rank) >= count:
+        raise UserError(
+            f"RANK={rank}, WORLD_SIZE={count}: ranks go from 0 to {count - 1}; start with torchrun"
+        )
+    return count
 
 
 def is_first_process() -> bool:

@@ -107,7 +107,7 @@ def backward(
             assert isinstance(part, Paths)
             terms, columns = objective.path_loss(field_at(policy, condition, part, judge), part)
             report.include(terms, columns)
-            (terms.sum() * share).backward()
+            policy.weights.backward(terms.sum() * share)
         return report
     whole = parts if objective.unit == "row" else _samples(rows, micro_batch)
     if not wide and whole:
@@ -116,7 +116,7 @@ def backward(
             _deviation(report, scalars, part)
             terms, columns = objective.loss(scalars, part)
             report.include(terms, columns)
-            (terms.sum() * share).backward()
+            policy.weights.backward(terms.sum() * share)
         return report
     with torch.set_grad_enabled(len(parts) == 1):
         swept = [measure(objective, policy, part, condition) for part in parts]
@@ -128,7 +128,7 @@ def backward(
         again = swept[0] if len(parts) == 1 else measure(objective, policy, part, condition)
         steps = [(slopes[n][at : at + len(part)] * again[n]).sum() for n in slopes if again[n].requires_grad]
         if steps:
-            torch.stack(steps).sum().backward()
+            policy.weights.backward(torch.stack(steps).sum())
         at += len(part)
     return report
 

@@ -2,12 +2,16 @@
 
 A folder is filled under another name, flushed to the disk, and renamed into place; so whatever instant a run
 is killed at, every folder with a number for a name is complete.
+
+Tensors are written whole by the first process, gathered one set at a time where they live in shards. So any
+number of processes resumes a run, sharded or not. (torch.distributed.checkpoint would keep the shards apart,
+but its metadata is a pickle.)
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from thalweg.core.errors import UserError
+from thalweg.core.processes import Processes
+from thalweg.models.shards import put, whole
 from thalweg.models.weights import POLICY, NamedWeights
 
 FORMAT = 1
@@ -49,22 +55,26 @@ def save(
     optimizers: Mapping[str, torch.optim.Optimizer],
     recipe: str,
     held: Mapping[str, Tensor] | None = None,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> Path:
-    """Write checkpoint `state.iteration` of the run, unless it is there; `held` is the replay buffer."""
+    """Write checkpoint `state.iteration` of the run, unless it is there; `held` is the replay buffer.
+
+    Every process must ask; the first one writes.
+    """
     final = folder / f"{state.iteration:08d}"
-    if final.exists():
+    if processes.any(processes.is_first and final.exists()):
+        return final
+    tables = _tables(weights, optimizers, recipe)
+    if not processes.is_first:
+        for _ in tables:  # their shards are needed
+            pass
         return final
     partial = folder / f".partial-{os.getpid()}-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        for name in weights.names:
-            tensors = {n: t.detach().cpu().contiguous() for n, t in weights.tensors(name).items()}
-            save_file(
-                tensors, partial / f"weights.{name}.safetensors", {"format": str(FORMAT), "recipe": recipe}
-            )
-        for name, optimizer in optimizers.items():
-            save_file(_optimizer_tensors(weights, optimizer), partial / _optimizer_file(name))
+        for name, tensors, metadata in tables:
+            save_file(tensors, partial / name, metadata)
         if held:
             save_file({n: t.detach().cpu().contiguous() for n, t in held.items()}, partial / REPLAY)
         (partial / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1))
@@ -109,7 +119,7 @@ def load(path: Path, weights: NamedWeights, optimizers: Mapping[str, torch.optim
             }
             if moments:
                 optimizer.state[parameter] = {
-                    key: t.to(parameter.device) if t.ndim else t for key, t in moments.items()
+                    key: _as_parameter(t, parameter) if t.ndim else t for key, t in moments.items()
                 }
     return state
 
@@ -152,7 +162,7 @@ def fill(tensors: dict[str, Tensor], file: Path) -> None:
                 f"{tuple(tensor.shape)}; "
                 "use the model and LoRA settings it was written with"
             )
-        tensor.copy_(stored[name])
+        put(tensor, stored[name])
 
 
 def weights_file(source: str) -> Path:
@@ -184,12 +194,31 @@ def _optimizer_file(name: str) -> str:
     return "optimizer.safetensors" if name == POLICY else f"optimizer.{name}.safetensors"
 
 
-def _optimizer_tensors(weights: NamedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}::{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for name, parameter in weights.parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def _tables(
+    weights: NamedWeights, optimizers: Mapping[str, torch.optim.Optimizer], recipe: str
+) -> Iterator[tuple[str, dict[str, Tensor], dict[str, str] | None]]:
+    """(file, tensors, metadata) of every set and every optimizer; all processes go through it together."""
+    for name in weights.names:
+        tensors = {n: _stored(t) for n, t in weights.tensors(name).items()}
+        yield f"weights.{name}.safetensors", tensors, {"format": str(FORMAT), "recipe": recipe}
+    for name, optimizer in optimizers.items():
+        moments = {
+            f"{n}::{key}": _stored(torch.as_tensor(value))
+            for n, parameter in weights.parameters.items()
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+        yield _optimizer_file(name), moments, None
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return whole(tensor.detach()).cpu().contiguous()
+
+
+def _as_parameter(stored: Tensor, parameter: Tensor) -> Tensor:
+    """On the parameter's device, cut as it is."""
+    moment = torch.empty_like(parameter.detach(), dtype=stored.dtype)
+    put(moment, stored)
+    return moment
 
 
 def _flush(path: Path) -> None:

@@ -64,7 +64,9 @@ def fit_companions(
             processes.add([count])
             share = 1 / float(count)
             with policy.weights.use(name):
-                done = backward(FLOW_MATCHING, policy, part, forest.condition, optim.micro_batch, share)
+                done = backward(
+                    FLOW_MATCHING, policy, part, forest.condition, optim.micro_batch, share, processes
+                )
                 taken = iteration * turns + turn
                 update(policy.weights, optimizers[name], optim, processes, taken)
             loss = torch.tensor([done.totals.get("loss", 0.0) * share], dtype=torch.float64)

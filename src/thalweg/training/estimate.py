@@ -14,7 +14,8 @@
 n trained parameters: with adapters of rank r, r · Σ (inputs + outputs) over the linear layers that get one.
 s tokens of a row: image, video or sound, and text. D width, L layers, U the share of a card's peak that is
 used, 0.35. Not counted: the decoder's activations, rewards, evaluation, the allocator's and CUDA's own 1 to
-3 GB, and whatever several cards would share: every process holds all weights. Never checked on a GPU.
+3 GB. With `parallel.weights: fsdp` networks and what is trained are cut over the processes; blocks that are
+gathered for a pass are not counted. Never checked on a GPU.
 """
 
 import math
@@ -164,9 +165,10 @@ def estimate(recipe: Recipe, size: Size, processes: int = 1) -> Estimate:
     total = size.parameters * size.networks
     trained = total if model.lora is None else float(adapter_parameters(model, size))
     # Weight, gradient and two moments in float32, and a copy for each named set.
-    weight_bytes = round(4 * trained * (4 + len(recipe.weights)))
+    shards = recipe.parallel.shards(processes)
+    weight_bytes = round(4 * trained * (4 + len(recipe.weights)) / shards)
     plan = plan_of(recipe, size.tokens(model) * size.channels, passes, weight_bytes, processes)
-    frozen = (size.frozen_parameters + (0 if model.lora is None else total)) * per_element
+    frozen = (size.frozen_parameters + (0 if model.lora is None else total / shards)) * per_element
     tokens = size.tokens(model) + size.text_tokens
     layer = tokens * size.width * (per_element / 2)
     kept = (
@@ -206,8 +208,7 @@ def report(estimated: Estimate, iterations: int) -> list[str]:
         f"{part / 1e9:.1f}" for part in (e.frozen, e.trained, e.activations, e.plan.stored_bytes, e.memory)
     )
     lines = [
-        "an estimate from a formula (training/estimate.py), not checked on a GPU; every process "
-        "holds all weights",
+        "an estimate from a formula (training/estimate.py), not checked on a GPU",
         f"memory: {memory} GB = {frozen} frozen weights + {trained} for {millions:.0f} M trained parameters "
         f"+ {activations} activations of {e.tokens} tokens + {stored} stored states; 1 to 3 GB more for CUDA",
     ]

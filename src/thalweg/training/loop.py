@@ -28,8 +28,10 @@ from thalweg.training.clock import Clock
 from thalweg.training.collect import agreement, collect, judge
 from thalweg.training.companions import Optimizers, fit_companions, make_optimizers
 from thalweg.training.data import PromptStream, draw_prompts, held_out_prompts, open_prompts, require_judged
+from thalweg.training.launch import require_alike
 from thalweg.training.memory import peak_megabytes
 from thalweg.training.optimise import update
+from thalweg.training.parallel import place
 from thalweg.training.pathwise import Judge, judge_of
 from thalweg.training.plan import batch_plan
 from thalweg.training.recipe import load_recipe
@@ -82,6 +84,7 @@ def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -
 def _run(
     recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress | None, *, is_new: bool
 ) -> Run:
+    require_alike(processes, recipe)
     prompts = open_prompts(recipe.data, recipe.model.world)
     held_out = held_out_prompts(recipe.data, recipe.evaluation, recipe.model.world, prompts)
     judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
@@ -93,6 +96,7 @@ def _run(
     require_installed(recipe)
     policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
     batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
+    processes = place(policy, recipe.parallel, processes, held_out[0])
     optimizers = make_optimizers(policy.weights, recipe)
     if is_new:
         folder.start(recipe, command_line())
@@ -134,7 +138,7 @@ def _run(
             is_best = recipe.run.keep_best and state.best_iteration == state.iteration
             if stopping or is_best or state.iteration % recipe.run.save_every == 0:
                 with clock.stage("save"):
-                    _save(recipe, folder, state, policy, optimizers, buffer, stop.seconds())
+                    _save(recipe, folder, state, policy, optimizers, buffer, stop.seconds(), processes)
                 processes.wait()
         trackers.close()
         if folder.writes:
@@ -153,7 +157,7 @@ def iterate(
     clock: Clock,
 ) -> Metrics:
     """One iteration: what `train` does again and again. Leaves `state` one further."""
-    before = (policy.passes.evaluations, policy.passes.backwards)
+    before = (policy.passes.evaluations, policy.passes.backwards, policy.weights.padded_passes)
     with clock.stage("rollout"):
         asked = draw_prompts(prompts, recipe.data, recipe.seed, state.iteration)
         collected = collect(recipe, policy, asked, processes, state.iteration)
@@ -178,7 +182,8 @@ def iterate(
         learned = learn(recipe, policy, optimizers[POLICY], rows, condition, processes, state, worth)
     state.iteration += 1
     after_iteration(policy.weights, recipe.weights, state.iteration)
-    passes = torch.tensor([policy.passes.evaluations - before[0], policy.passes.backwards - before[1]])
+    after = (policy.passes.evaluations, policy.passes.backwards, policy.weights.padded_passes)
+    passes = torch.tensor(after) - torch.tensor(before)
     processes.add([passes])
     state.evaluations += int(passes[0])
     state.backwards += int(passes[1])
@@ -189,6 +194,7 @@ def iterate(
         **fitted,
         "skipped_updates": state.skipped_updates,
         **clip_metrics(recipe, policy),
+        "padded_passes": int(passes[2]),
         "processes": processes.count,
         "samples": len(leaves),
         "samples_local": len(forest.leaves),
@@ -391,10 +397,10 @@ def _save(
     optimizers: Optimizers,
     buffer: ReplayBuffer,
     seconds: float,
+    processes: Processes,
 ) -> None:
-    state.seconds = seconds
+    state.seconds, held = seconds, buffer.tensors()
+    checkpoint.save(folder.checkpoints, state, policy.weights, optimizers, recipe.name, held, processes)
     if folder.writes:
-        held = buffer.tensors()
-        checkpoint.save(folder.checkpoints, state, policy.weights, optimizers, recipe.name, held)
         best = state.best_iteration if recipe.run.keep_best else None
         checkpoint.prune(folder.checkpoints, recipe.run.keep_last, best)

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from thalweg.core.part import Part
 from thalweg.core.processes import Processes
+from thalweg.models.shards import local, whole
 from thalweg.models.weights import NamedWeights
 
 
@@ -50,13 +51,19 @@ def update(
 
     `updates` steps were taken before. A norm that is not finite leaves weights and optimizer as they are.
     """
+    processes.meet()
     parameters = list(weights.parameters.values())
     for parameter in parameters:
         if parameter.grad is None:  # a process without rows must still add its nothing
             parameter.grad = torch.zeros_like(parameter)
-    processes.add([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if processes.turns is None:
+        processes.add(gradients)
+    else:
+        for gradient in gradients:
+            local(gradient).mul_(processes.count)  # FSDP2 has averaged them
     limit = torch.inf if optim.max_grad_norm is None else optim.max_grad_norm
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, limit)))
     finite = norm == norm and norm != torch.inf
     if finite:
         for group in optimizer.param_groups:

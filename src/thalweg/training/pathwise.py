@@ -74,7 +74,7 @@ class FieldAtRows:
         with self.policy.weights.use(name), torch.enable_grad():
             at = x.detach().requires_grad_()
             found = self.policy.velocity(at, sigma, self.condition)
-            (pulled,) = torch.autograd.grad(found, at, slope)
+            pulled = self.policy.weights.pull_back(found, at, slope)
         return found.detach(), pulled
 
     def reward(self, latents: Float[Tensor, "B ..."], wording: str = "{}") -> Float[Tensor, " B"]:

@@ -33,7 +33,7 @@ class BatchPlan:
     stored_bytes: int
     """States and conditions kept between rollout and update, on one process."""
     weight_bytes: int
-    """Policy, its gradients and optimizer state, and all named weights."""
+    """Policy, its gradients and optimizer state, and all named weights, on one process."""
 
     @property
     def evaluations(self) -> int:
@@ -44,7 +44,7 @@ class BatchPlan:
 def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
     """Solve the batch plan of the first iteration; raises UserError where it does not come out even."""
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
-    of_all = weights * (4 + len(recipe.weights))
+    of_all = weights * (4 + len(recipe.weights)) // recipe.parallel.shards(processes)
     return plan_of(recipe, math.prod(policy.latent_shape), policy.passes_per_velocity, of_all, processes)
 
 

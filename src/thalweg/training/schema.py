@@ -14,6 +14,7 @@ from thalweg.rewards import Reward
 from thalweg.rollout import Rollout
 from thalweg.training.data import Data
 from thalweg.training.optimise import Optim
+from thalweg.training.parallel import Parallel
 from thalweg.training.replay import Replay
 from thalweg.training.weight_rules import WeightRule
 
@@ -67,6 +68,7 @@ class Recipe(Part):
     objective: Objective
     optim: Optim
     evaluation: Evaluation = Evaluation()
+    parallel: Parallel = Parallel()
     run: Run = Run()
 
     def to_yaml(self) -> str:

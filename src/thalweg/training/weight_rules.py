@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from thalweg.core.names import nearest
 from thalweg.core.part import Part
 from thalweg.models.rounding import Format, rounded
+from thalweg.models.shards import put, whole
 from thalweg.models.weights import POLICY, NamedWeights
 from thalweg.objectives.sigma_draw import Stratified
 from thalweg.training.optimise import Optim
@@ -153,4 +154,4 @@ def after_iteration(weights: NamedWeights, rules: dict[str, WeightRule], iterati
 def _round(weights: NamedWeights, name: str, rule: WeightRule) -> None:
     assert isinstance(rule.update, Rounded)
     for tensor in weights.tensors(name).values():
-        tensor.copy_(rounded(tensor, rule.update.format, rule.update.block_size))
+        put(tensor, rounded(whole(tensor), rule.update.format, rule.update.block_size))

@@ -97,8 +97,10 @@ class DiffusersPolicy:
     def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"] | Media:
         """Images, or frames and sound, by the pipeline's own decoder; on the CPU."""
         size = 1 if self.family.decodes_alone or self.family.one_row else self.model.decode_batch
-        decoded = [self._decode(some) for some in latents.split(size)]
-        return _as_media([torch.cat(parts) for parts in zip(*decoded, strict=True)])
+        # Of no latents, the shape: a process may have fewer images to make than there are processes.
+        given = latents if len(latents) else latents.new_zeros(1, *self.latent_shape)
+        decoded = [self._decode(some) for some in given.split(size)]
+        return _as_media([torch.cat(parts)[: len(latents)] for parts in zip(*decoded, strict=True)])
 
     def save_adapters(self, folder: Path) -> list[Path]:
         """Write the adapters of the policy as diffusers reads them."""

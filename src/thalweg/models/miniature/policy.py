@@ -100,6 +100,7 @@ class MiniaturePolicy:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)  # adapters start the same in every process and every run
                 inject_adapter_in_model(adapter, self.network)
+        self.networks = {"network": self.network}
         self.weights = NamedWeights({n: p for n, p in self.network.named_parameters() if p.requires_grad})
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:

@@ -8,6 +8,7 @@ from thalweg.training.checks.credit import credited
 from thalweg.training.checks.data import streamed, without_a_world
 from thalweg.training.checks.densities import ON_PATH, densities
 from thalweg.training.checks.forward import forward
+from thalweg.training.checks.parallel import sharded
 from thalweg.training.checks.pathwise import pathwise
 from thalweg.training.checks.selection import selection
 from thalweg.training.checks.units import whole_groups
@@ -33,6 +34,8 @@ def across_sections(recipe: Recipe) -> list[str]:
         problems += pathwise(objective, recipe)
     if objective.unit in WIDE:
         problems += whole_groups(recipe)
+    if recipe.parallel.weights == "fsdp":
+        problems += sharded(recipe)
     return problems + streamed(recipe) + _counts(recipe) + _rewards(recipe)
 
 

@@ -1,0 +1,39 @@
+"""What sharded weights cannot do: a pass outside the order that all processes keep."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from thalweg.models import MiniatureModel
+from thalweg.training.schema import Recipe
+
+
+def sharded(recipe: Recipe) -> list[str]:
+    """Settings that use a network outside its own passes, or make one a second time."""
+    here, problems = f"with parallel.weights='{recipe.parallel.weights}'", []
+    if recipe.rollout.perturbation is not None:
+        problems.append(
+            f"rollout.perturbation: reads the network's embeddings outside its passes, which {here} are in "
+            "shards; use replicated"
+        )
+    if isinstance(recipe.model, MiniatureModel) and recipe.model.gradient_checkpointing:
+        problems.append(
+            f"model.gradient_checkpointing: the miniature model computes whole passes again, which {here} "
+            "all processes would have to; leave it out"
+        )
+    for place in _switched_on(recipe.objective.model_dump(), "recompute", "objective"):
+        problems.append(
+            f"{place}: computes whole passes again, which {here} all processes would have to; give false, "
+            "and model.gradient_checkpointing=true for a model that recomputes block by block"
+        )
+    return problems
+
+
+def _switched_on(settings: Mapping[str, Any], key: str, place: str) -> list[str]:
+    """Places of a switch that is on, at any depth."""
+    found = []
+    for name, value in settings.items():
+        if name == key and value is True:
+            found.append(f"{place}.{name}")
+        if isinstance(value, Mapping):
+            found += _switched_on(value, key, f"{place}.{name}")
+    return found
