@@ -15,7 +15,7 @@ from objectives.forward_rows_of_two_prompts import (
     weighted_gradient,
 )
 from thalweg.objectives import Forward
-from thalweg.objectives.rules import Centred, Implicit, Preference, Ratio, Weighted
+from thalweg.objectives.rules import Centred, Implicit, Preference, Ratio, Residual, Weighted
 from thalweg.objectives.surrogate import Huber, Regression
 from thalweg.training.recipe import load_recipe, recipe_names
 
@@ -28,6 +28,7 @@ FACTORS = {
     "v-grpo": ADVANTAGE,
     "elbo-epg": ADVANTAGE / 10,
     "elbo-pepg": ADVANTAGE / 10,
+    "elbo-par": ADVANTAGE / 10,
     "advantage-flow": ADVANTAGE.clamp(-1, 1),
     "ram": ADVANTAGE,
     "crd": ADVANTAGE,
@@ -67,6 +68,7 @@ RULES = [
     Weighted(),
     Weighted(old="old"),
     Weighted(old="old", log_ratio_weight=0.5, use_ratio=False),
+    Residual(),
     Ratio(),
     Ratio(old=None),
     Ratio(spans="sample", clip_range=1.0),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from thalweg.rewards import judges_steps
-from thalweg.rollout import Branch, Candidates, Rollout, Tree
+from thalweg.rollout import Branch, BranchBudget, Candidates, Rollout, Tree
 from thalweg.training.checkpoint import complete
 from thalweg.training.loop import Run, train
 from thalweg.training.recipe import load_recipe
@@ -52,6 +52,8 @@ def _few(rollout: Rollout) -> dict[str, Any]:
     few: dict[str, Any] = {"rollout.group_size": 4}
     if isinstance(plan, Branch):
         few["rollout.group_size"] = 2 * plan.num_branch_steps * rollout.num_roots
+    if isinstance(plan, BranchBudget):
+        few |= {"rollout.group_size": 4 * rollout.num_roots, "rollout.plan.branches": [2, 0, 2]}
     if isinstance(plan, Tree):
         few |= {"rollout.plan.branching": 2, "rollout.plan.forks": [0, 1]}
     if isinstance(plan, Candidates):
