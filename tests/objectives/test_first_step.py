@@ -35,6 +35,10 @@ FACTORS = {
     "dgpo": ADVANTAGE / 2,
     "online-dpo": 2 * 100 / 4 * BEST_AND_WORST,
     "diffusion-apo": 2 * 100 / 4 * BEST_AND_WORST,
+    "diffusion-apo-half-online": 2 * 100 / 4 * BEST_AND_WORST,
+    "diffusion-dpo": 2 * 5000 / 4 * BEST_AND_WORST,
+    # Besides the pair, a real anchor of weight 1 on the better sample.
+    "realalign": 2 * 500 / 4 * BEST_AND_WORST + (BEST_AND_WORST > 0),
 }
 HERE = dict.fromkeys(("old", "reference", "ema"), V_OLD)
 

@@ -187,6 +187,16 @@ def test_dpo_is_the_published_loss_of_the_best_and_the_worst_sample():
     assert_close(terms_of(PAIR, VELOCITY)[0], expected)
 
 
+def test_a_real_anchor_adds_the_regression_on_the_better_sample():
+    anchored = PAIR.model_copy(update={"rule": PAIR.rule.model_copy(update={"imitation_weight": 0.3})})
+    terms, plain = terms_of(anchored, VELOCITY)[0], terms_of(PAIR, VELOCITY)[0]
+    assert_close(terms - plain, 0.3 * (BEST_AND_WORST > 0) * errors_of(PAIR, VELOCITY))
+    slope = gradient_of(anchored, VELOCITY) - gradient_of(PAIR, VELOCITY)
+    assert_close(slope, weighted_gradient(PAIR, VELOCITY, 0.3 * (BEST_AND_WORST > 0)))
+    with pytest.raises(ValidationError, match="imitation_weight acts on pairs alone"):
+        Preference(among="group", imitation_weight=1.0)
+
+
 def test_the_reverse_preference_gives_the_reverse_first_step():
     at = {"reference": V_REF}
     step = gradient_of(PAIR, V_REF, anchors=at)

@@ -38,20 +38,24 @@ def samples(
         [sigmas.draw(Address(seed, "sigmas", iteration, p, g, path), grid) for p, g, path in owners]
     )
     levels = sigma.shape[1]
-    if noise == "rollout":
-        addresses = [Address(seed, "initial", iteration, p, g) for p, g, _ in identity for _ in range(levels)]
+    x0 = forest.latents
+    leaf = torch.arange(len(leaves)).repeat_interleave(levels)
+    if noise == "rollout" and forest.starts is not None:
+        drawn = forest.starts[leaf]
+    elif noise == "rollout":
+        own = [Address(seed, "initial", iteration, p, g) for p, g, _ in identity]
+        drawn = normals(own, x0.shape[1:]).to(x0.device)[leaf]
     else:
         addresses = [
             Address(seed, "forward noise", iteration, p, g, path, i if noise == "fresh" else 0)
             for p, g, path in owners
             for i in range(levels)
         ]
-    x0 = forest.latents
-    leaf = torch.arange(len(leaves)).repeat_interleave(levels)
+        drawn = normals(addresses, x0.shape[1:]).to(x0.device)
     return Samples(
         x0=x0[leaf],
         sigma=sigma.flatten(),
-        noise=normals(addresses, x0.shape[1:]).to(x0.device),
+        noise=drawn,
         advantages=advantages.leaves[leaf],
         weight=torch.ones(len(leaf)),
         condition=forest.leaf_condition[leaf],

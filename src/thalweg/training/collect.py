@@ -15,6 +15,7 @@ from thalweg.models import Policy
 from thalweg.objectives.contract import PathwiseContract, keeps_mean
 from thalweg.rewards import Reward, finished, score, score_steps, total, value_of
 from thalweg.rollout import Deterministic, Rollout, Root, grow, rank_agreement
+from thalweg.training.given import with_given
 from thalweg.training.schema import Recipe
 
 
@@ -33,15 +34,16 @@ def collect(
     """Grow this process's part of the iteration's forest."""
     rollout, looks = recipe.rollout, None
     if rollout.explore is None:
-        roots = roots_of(len(asked), rollout.num_roots)
+        roots = roots_of(len(asked), rollout.num_starts)
     else:
         roots, looks = _explored(recipe, policy, asked, processes, iteration)
     value = None if rollout.guidance is None else value_of(recipe.rewards, rollout.guidance.reward)
     slots, mine = _share(roots, processes)
+    given = [root for root in mine if root.seed_group < len(rollout.given)]
     forest = grow(
         policy,
         [asked[s] for s in slots],
-        mine,
+        mine if not rollout.given else [root for root in mine if root.seed_group >= len(rollout.given)],
         rollout,
         seed=recipe.seed,
         iteration=iteration,
@@ -49,6 +51,8 @@ def collect(
         keep_states=isinstance(recipe.objective, PathwiseContract),
         value=value,
     )
+    if rollout.given:
+        forest = with_given(recipe, policy, forest, given, iteration)
     return Collected(forest, looks)
 
 
