@@ -23,6 +23,7 @@ from thalweg.training.recipe import load_recipe, recipe_names
 FACTORS = {
     "diffusion-nft": ADVANTAGE,
     "e2po": ADVANTAGE,
+    "creflow": ADVANTAGE,  # without regions
     "sol-rl": ADVANTAGE,
     "awm": ADVANTAGE / 5,
     "v-grpo": ADVANTAGE,

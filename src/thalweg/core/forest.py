@@ -118,6 +118,10 @@ class Advantages:
     """An edge is found at the node it leads to."""
     leaves: Float[Tensor, "B _"]
     """Of the finished samples, for objectives that see no edges; they may have fewer loss terms."""
+    regions: Float[Tensor, "B _ ..."] | None = None
+    """How much each latent element of a sample counts for each loss term; None: all alike."""
+    corrected: Float[Tensor, "B ..."] | None = None
+    """What a sample should have been, where the credit says so; NaN where it does not."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Scores:
     steps: dict[str, tuple[Float[Tensor, " _"], ...]] = field(default_factory=dict)
     """Of the states in the middle of denoising, for every level."""
     probes: dict[str, Float[Tensor, " Q"]] = field(default_factory=dict)
+    marks: Float[Tensor, "B 1 H W"] | None = None
+    """1 at the pixels of each sample that are to blame, 0 elsewhere; where the credit asks for them."""
 
 
 @dataclass(frozen=True)

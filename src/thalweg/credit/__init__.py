@@ -10,6 +10,7 @@ from torch import Tensor
 from thalweg.core.forest import Advantages, Forest, Leaves, Scores
 from thalweg.core.part import OWN_PART
 from thalweg.core.processes import Processes
+from thalweg.credit.blame import BlameCredit
 from thalweg.credit.dense import DenseCredit
 from thalweg.credit.group import GroupCredit
 from thalweg.credit.objective_aware import ObjectiveAwareCredit
@@ -36,7 +37,7 @@ class CreditContract(Protocol):
 Credit = Annotated[
     SerializeAsAny[
         Annotated[
-            GroupCredit | TreeCredit | DenseCredit | ProcessCredit | ObjectiveAwareCredit,
+            GroupCredit | TreeCredit | DenseCredit | ProcessCredit | ObjectiveAwareCredit | BlameCredit,
             Field(discriminator="kind"),
         ]
     ],
@@ -44,6 +45,7 @@ Credit = Annotated[
 ]
 
 __all__ = [
+    "BlameCredit",
     "Credit",
     "CreditContract",
     "DenseCredit",

@@ -77,7 +77,8 @@ def plan_of(
         if recipe.selection.trained_fraction < 1:
             of_sample = max(1, int(recipe.selection.trained_fraction * of_sample))
     else:
-        of_sample = levels.num_sigmas
+        # Corrected samples are rows too; how many there are depends on the rewards.
+        of_sample = levels.num_sigmas * (2 if getattr(recipe.objective, "corrective_weight", 0) else 1)
     unit, others_of_sample = recipe.objective.unit, dict[str, int]()
     if isinstance(recipe.objective, PathwiseContract):
         steps = len(recipe.rollout.sigmas(recipe.seed, 0)) - 1

@@ -47,5 +47,7 @@ class World:
     """A picture in [0, 1] of what a prompt asks for."""
     spoil: Callable[[Prompt, np.random.Generator], Float[np.ndarray, "C H W"]]
     """The picture that `draw` makes of this generator, but for one thing that is wrong."""
+    blame: Callable[[Float[Tensor, "C H W"], Prompt], Float[Tensor, "H W"]] | None = None
+    """1 at the pixels for which an image misses its prompt, 0 elsewhere; all 0 where it is right."""
     scorer: Path | None = None
     """The shipped network that tells from noisy latents how a sample will turn out."""

@@ -1,11 +1,14 @@
 """What a credit reads and the rollout or the rewards do not give, or give in vain."""
 
 from thalweg.core.names import nearest
-from thalweg.credit import DenseCredit, ProcessCredit, TreeCredit
+from thalweg.credit import BlameCredit, DenseCredit, ProcessCredit, TreeCredit
+from thalweg.objectives import Forward
 from thalweg.rewards import judges_steps
+from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Candidates, Tree
 from thalweg.training.schema import Recipe
 from thalweg.training.units import WIDE
+from thalweg.worlds import WORLDS, find_world
 
 
 def credited(recipe: Recipe) -> list[str]:
@@ -50,10 +53,30 @@ def credited(recipe: Recipe) -> list[str]:
             "rollout.plan.kind: 'candidates' end where they are judged; use credit {kind: process, compare: "
             "siblings}"
         )
+    if isinstance(credit, BlameCredit):
+        problems += _blame(recipe)
     if rollout.guidance is not None and rollout.guidance.reward not in of_steps:
         problems.append(
             f"rollout.guidance.reward='{rollout.guidance.reward}': no reward of noisy states is called that"
             f"{nearest(rollout.guidance.reward, of_steps) if of_steps else ''}; add one, such as "
             "{kind: scorer, at: steps}"
+        )
+    return problems
+
+
+def _blame(recipe: Recipe) -> list[str]:
+    """What keeps credit from a place, or the objective from taking it there."""
+    problems, judges = [], [reward for reward in recipe.rewards if isinstance(reward, WorldReward)]
+    if not judges or find_world(judges[0].world).blame is None:
+        able = ", ".join(world.name for world in WORLDS.values() if world.blame)
+        problems.append(
+            "credit.kind: 'blame' asks the judge of a world where a sample fails; add a reward {kind: world} "
+            f"of one that can tell: {able}"
+        )
+    objective = recipe.objective
+    if not isinstance(objective, Forward) or objective.unit not in ("row", "sample"):
+        problems.append(
+            "credit.kind: 'blame' credits places of finished samples; use an objective of kind forward whose "
+            "rule looks at samples by themselves, such as implicit"
         )
     return problems

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.core.values import Prompt
-from thalweg.worlds.scenes.checker import Verdict, attributes, check
+from thalweg.worlds.scenes.checker import Verdict, attributes, blame, check
 from thalweg.worlds.scenes.drawing import draw
 from thalweg.worlds.scenes.prompts import held_out_prompts, training_prompts
 from thalweg.worlds.scenes.vocabulary import SHAPES, tokenize
@@ -17,6 +17,11 @@ from thalweg.worlds.world import World
 def judge(image: Float[Tensor, "C H W"], prompt: Prompt) -> Verdict:
     """How the image answers the specification in the prompt's metadata."""
     return check(image, prompt.metadata["specification"])
+
+
+def blamed(image: Float[Tensor, "C H W"], prompt: Prompt) -> Float[Tensor, "H W"]:
+    """Where the image misses the specification in the prompt's metadata."""
+    return blame(image, prompt.metadata["specification"])
 
 
 def labels(image: Float[Tensor, "C H W"]) -> tuple[str, ...]:
@@ -52,5 +57,6 @@ SCENES = World(
     attributes=labels,
     draw=picture,
     spoil=spoiled,
+    blame=blamed,
     scorer=Path(__file__).parent / "scorer.safetensors",
 )
