@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from thalweg.credit import BlameCredit
 from thalweg.rewards import judges_steps
 from thalweg.rollout import Branch, BranchBudget, Candidates, Rollout, Tree
 from thalweg.training.checkpoint import complete
@@ -64,8 +65,10 @@ def _few(rollout: Rollout) -> dict[str, Any]:
 
 
 def _rewards(recipe: Recipe) -> dict[str, Any]:
-    """The cheap reward of samples, and those of noisy states that the recipe reads."""
-    return {"rewards": [*CHEAP["rewards"], *(r for r in recipe.rewards if judges_steps(r))]}
+    """The cheap reward of samples, and what else is read: rewards of noisy states, a judge of places."""
+    of_steps = [reward for reward in recipe.rewards if judges_steps(reward)]
+    judge = [{"kind": "world", "weight": 0}] if isinstance(recipe.credit, BlameCredit) else []
+    return {"rewards": [*CHEAP["rewards"], *of_steps, *judge]}
 
 
 class Killed(BaseException):
