@@ -38,6 +38,12 @@ PROBLEMS = {
         ],
         "whose rule looks at samples by themselves",
     ),
+    "a part whose reward is not there": (
+        "omninft",
+        ["rewards=[brightness]", "credit.parts=[[brightnes], [brightness]]"],
+        "no reward is called 'brightnes'",
+        "mean 'brightness'?",
+    ),
     "corrections that nobody makes": (
         "diffusion-nft",
         ["objective.corrective_weight=0.5"],

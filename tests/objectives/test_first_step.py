@@ -24,6 +24,7 @@ FACTORS = {
     "diffusion-nft": ADVANTAGE,
     "e2po": ADVANTAGE,
     "creflow": ADVANTAGE,  # without regions
+    "omninft": ADVANTAGE,
     "sol-rl": ADVANTAGE,
     "awm": ADVANTAGE / 5,
     "v-grpo": ADVANTAGE,

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from thalweg.core.forest import Scores
 from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
+from thalweg.models import MiniatureModel
 from thalweg.models.miniature.policy import LoRA
 from thalweg.objectives import ChunkRatio, ClippedRatio, Forward, OnPolicyDistillation
 from thalweg.objectives.contract import PathwiseContract
@@ -22,6 +23,7 @@ NAMES = [
     name
     for name in recipe_names()
     if not isinstance(load_recipe(name).objective, PathwiseContract | OnPolicyDistillation)
+    and isinstance(load_recipe(name).model, MiniatureModel)  # tests/training/test_parts.py has the other
 ]
 PATHS = [name for name in NAMES if isinstance(small(name).objective, ClippedRatio | ChunkRatio)]
 FORWARD = [name for name in NAMES if isinstance(small(name).objective, Forward)]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from thalweg.credit import BlameCredit
+from thalweg.credit import BlameCredit, RoutedCredit
 from thalweg.rewards import judges_steps
 from thalweg.rollout import Branch, BranchBudget, Candidates, Rollout, Tree
 from thalweg.training.checkpoint import complete
@@ -66,6 +66,8 @@ def _few(rollout: Rollout) -> dict[str, Any]:
 
 def _rewards(recipe: Recipe) -> dict[str, Any]:
     """The cheap reward of samples, and what else is read: rewards of noisy states, a judge of places."""
+    if isinstance(recipe.credit, RoutedCredit):
+        return {"rewards": list(recipe.rewards)}
     of_steps = [reward for reward in recipe.rewards if judges_steps(reward)]
     judge = [{"kind": "world", "weight": 0}] if isinstance(recipe.credit, BlameCredit) else []
     return {"rewards": [*CHEAP["rewards"], *of_steps, *judge]}

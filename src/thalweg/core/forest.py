@@ -152,6 +152,8 @@ class Forest:
     """Row of each probe in the last level."""
     probe_start: Int64[Tensor, "Q 2"] = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
     """Level and row of the node that each probe tells the worth of."""
+    parts: tuple[int, ...] = (0,)
+    """Latent elements of each part of a state, where the model tells several apart."""
     starts: Float[Tensor, "B ..."] | None = None
     """The noise that each leaf comes from, where some leaves were given and their noise was worked out."""
 

@@ -15,6 +15,7 @@ from thalweg.credit.dense import DenseCredit
 from thalweg.credit.group import GroupCredit
 from thalweg.credit.objective_aware import ObjectiveAwareCredit
 from thalweg.credit.process import ProcessCredit
+from thalweg.credit.routed import RoutedCredit
 from thalweg.credit.selection import DepthPrune, Selection
 from thalweg.credit.tree import TreeCredit
 
@@ -37,7 +38,13 @@ class CreditContract(Protocol):
 Credit = Annotated[
     SerializeAsAny[
         Annotated[
-            GroupCredit | TreeCredit | DenseCredit | ProcessCredit | ObjectiveAwareCredit | BlameCredit,
+            GroupCredit
+            | TreeCredit
+            | DenseCredit
+            | ProcessCredit
+            | ObjectiveAwareCredit
+            | BlameCredit
+            | RoutedCredit,
             Field(discriminator="kind"),
         ]
     ],
@@ -53,6 +60,7 @@ __all__ = [
     "GroupCredit",
     "ObjectiveAwareCredit",
     "ProcessCredit",
+    "RoutedCredit",
     "Selection",
     "TreeCredit",
 ]

@@ -63,6 +63,16 @@ class Embeds(Protocol):
 
 
 @runtime_checkable
+class HasParts(Protocol):
+    """A policy whose flat latents consist of parts, such as a video and its sound."""
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Latent elements of each part, one after another."""
+        ...
+
+
+@runtime_checkable
 class ReadsImages(Protocol):
     """A policy that can take up images it has not made."""
 

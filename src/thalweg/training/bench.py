@@ -63,6 +63,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "diffusion-apo-half-online",
         "realalign",
         "creflow",
+        "omninft",
         "tmpo",
         "rsm-zeroth-order",
         "refl",

@@ -1,7 +1,7 @@
 """What a credit reads and the rollout or the rewards do not give, or give in vain."""
 
 from thalweg.core.names import nearest
-from thalweg.credit import BlameCredit, DenseCredit, ProcessCredit, TreeCredit
+from thalweg.credit import BlameCredit, DenseCredit, ProcessCredit, RoutedCredit, TreeCredit
 from thalweg.objectives import Forward
 from thalweg.rewards import judges_steps
 from thalweg.rewards.world import WorldReward
@@ -53,6 +53,8 @@ def credited(recipe: Recipe) -> list[str]:
             "rollout.plan.kind: 'candidates' end where they are judged; use credit {kind: process, compare: "
             "siblings}"
         )
+    if isinstance(credit, RoutedCredit):
+        problems += _routed(recipe, credit)
     if isinstance(credit, BlameCredit):
         problems += _blame(recipe)
     if rollout.guidance is not None and rollout.guidance.reward not in of_steps:
@@ -73,10 +75,27 @@ def _blame(recipe: Recipe) -> list[str]:
             "credit.kind: 'blame' asks the judge of a world where a sample fails; add a reward {kind: world} "
             f"of one that can tell: {able}"
         )
+    return problems + _regional(recipe)
+
+
+def _routed(recipe: Recipe, credit: RoutedCredit) -> list[str]:
+    """What keeps rewards from their parts."""
+    there = [reward.name for reward in recipe.rewards]
+    problems = [
+        f"credit.parts: no reward is called '{name}'{nearest(name, there)}; add it, or leave it out"
+        for part in credit.parts
+        for name in part
+        if name not in there
+    ]
+    return problems + _regional(recipe)
+
+
+def _regional(recipe: Recipe) -> list[str]:
+    """What keeps the objective from taking credit to a place."""
     objective = recipe.objective
-    if not isinstance(objective, Forward) or objective.unit not in ("row", "sample"):
-        problems.append(
-            "credit.kind: 'blame' credits places of finished samples; use an objective of kind forward whose "
-            "rule looks at samples by themselves, such as implicit"
-        )
-    return problems
+    if isinstance(objective, Forward) and objective.unit in ("row", "sample"):
+        return []
+    return [
+        f"credit.kind: '{recipe.credit.kind}' credits places of finished samples; use an objective of kind "
+        "forward whose rule looks at samples by themselves, such as implicit"
+    ]
