@@ -28,6 +28,16 @@ PROBLEMS = {
         "'blame' asks the judge of a world where a sample fails",
         "scenes",
     ),
+    "given pictures for a model with a sound": (
+        "realalign",
+        ["model={kind: sounding}"],
+        "the model 'sounding' does not take them",
+    ),
+    "places of pictures with a sound": (
+        "creflow",
+        ["rewards=[scenes]", "model={kind: sounding}"],
+        "which the model 'sounding' does not make alone",
+    ),
     "places for a group": (
         "creflow",
         [

@@ -2,6 +2,7 @@
 
 from thalweg.core.names import nearest
 from thalweg.credit import BlameCredit, DenseCredit, ProcessCredit, RoutedCredit, TreeCredit
+from thalweg.models import MiniatureModel
 from thalweg.objectives import Forward
 from thalweg.rewards import judges_steps
 from thalweg.rewards.world import WorldReward
@@ -74,6 +75,11 @@ def _blame(recipe: Recipe) -> list[str]:
         problems.append(
             "credit.kind: 'blame' asks the judge of a world where a sample fails; add a reward {kind: world} "
             f"of one that can tell: {able}"
+        )
+    if not isinstance(recipe.model, MiniatureModel):
+        problems.append(
+            f"credit.kind: 'blame' marks pixels of pictures, which the model '{recipe.model.kind}' does not "
+            "make alone; use the model miniature"
         )
     return problems + _regional(recipe)
 

@@ -1,5 +1,6 @@
 """Samples that are given: who draws them, and who learns from them."""
 
+from thalweg.models import MiniatureModel
 from thalweg.objectives import Forward
 from thalweg.training.schema import Recipe
 
@@ -9,10 +10,10 @@ def given(recipe: Recipe) -> list[str]:
     rollout, problems = recipe.rollout, []
     if not rollout.given:
         return []
-    if recipe.model.world is None:
+    if not isinstance(recipe.model, MiniatureModel):
         problems.append(
-            "rollout.given: embedded worlds alone draw samples to be given, and this model has none; leave "
-            "it out"
+            "rollout.given: an embedded world draws pictures to be given, and the model "
+            f"'{recipe.model.kind}' does not take them; use the model miniature, or leave it out"
         )
     if not isinstance(recipe.objective, Forward):
         problems.append(
