@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from objectives.test_drift import J, drifted
 from thalweg.core.values import Transitions
 from thalweg.objectives import Balance
 
@@ -109,3 +110,43 @@ def test_rows_that_pad_count_nowhere():
         terms, _ = Balance(form=form).loss({"log_prob": NOW[order]}, padded)
         whole, _ = Balance(form=form).loss({"log_prob": NOW}, ROWS)
         assert_close(terms, torch.cat([whole, torch.zeros(2)]))
+
+
+def test_ratio_norm_weighs_each_path_by_its_log_ratio_without_the_bias():
+    generator = torch.Generator().manual_seed(1)
+    along = 0.6 * torch.randn(12, dtype=torch.float64, generator=generator)
+    plain, _ = Balance(form="ratio").loss({"log_prob": NOW}, ROWS)
+    normed = Balance(form="ratio", ratio_norm=True, score_scale=2.0)
+    terms, _ = normed.loss({"log_prob": NOW, "along_noise": along}, ROWS)
+    same, _ = Balance(form="ratio", score_scale=2.0).loss({"log_prob": NOW}, ROWS)
+    weight = along.view(6, 2).mean(1).exp().clamp(0.8, 1.2).repeat_interleave(2)
+    assert_close(terms, same * weight)
+    assert weight.min() == 0.8 and weight.max() == 1.2
+    assert not torch.allclose(plain, same)
+    assert normed.keeps_mean and not Balance().keeps_mean
+
+
+def test_the_weight_reads_how_far_the_mean_has_moved_along_the_drawn_noise():
+    rows, velocity, dv, z = drifted(drift=0.3)
+    scalars = Balance(form="ratio", ratio_norm=True).measure(rows, rows.x, velocity, {})
+    assert_close(scalars["along_noise"], -J * (dv * z).mean(1))
+
+
+def test_the_pull_is_the_squared_mean_gap_of_a_path_to_the_reference():
+    reference = NOW - 0.1 * torch.arange(12.0, dtype=torch.float64)
+    objective = Balance(form="kl", reference_weight=0.5, score_scale=3.0)
+    there = {"log_prob": NOW, "reference_log_prob": reference}
+    without, _ = Balance(form="kl", score_scale=3.0).loss({"log_prob": NOW}, ROWS)
+    terms, report = objective.loss(there, ROWS)
+    gap = (NOW - reference).view(6, 2).mean(1).repeat_interleave(2)
+    assert_close(terms - without, 0.5 * gap**2)
+    assert_close(report["reference_gap"], gap)
+    assert objective.anchors == ("reference",) and Balance().anchors == ()
+    rows, velocity, _, _ = drifted(drift=0.3)
+    found = objective.measure(rows, rows.x, velocity, {"reference": velocity.detach()})
+    assert_close(found["reference_log_prob"], found["log_prob"].detach())
+
+
+def test_ratio_norm_of_a_form_without_a_ratio_is_refused():
+    with pytest.raises(ValueError, match="form='kl' has none"):
+        Balance(form="kl", ratio_norm=True)

@@ -11,6 +11,7 @@ from thalweg.core.values import Prompt
 from thalweg.flow import Uniform
 from thalweg.objectives import DistributionMatching
 from thalweg.objectives.distribution_matching import Diversity
+from thalweg.objectives.guided_targets import Guide
 from thalweg.rollout import Deterministic, Rollout, Root, grow
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -134,3 +135,87 @@ def test_rows_begin_where_the_gradient_does(linear_policy):
         assert ((rows.sigmas[:, 0] >= 0.02) & (rows.sigmas[:, 0] <= 0.98)).all()
     other = objective.experience(forest, advantages, seed=0, iteration=1)
     assert not torch.equal(other.states[:, 3], rows.states[:, 3])
+
+
+class Valued(NonlinearField):
+    """Samples are worth what `worth` says."""
+
+    worth = staticmethod(lambda latents: torch.zeros(len(latents)))
+
+    def reward(self, latents, wording="{}"):
+        assert not latents.requires_grad  # rewards of targets need no gradient
+        return self.worth(latents)
+
+
+def guided_rows(field, count=3):
+    """Rows with three draws of (t, ε), and the direction of each."""
+    rows = rows_of(field, count=count)
+    noise = normal(count, 3, 2)
+    levels = torch.tensor([[0.2, 0.5, 0.9]] * count, dtype=torch.float64)
+    states = torch.cat([rows.states[:, :3], noise], 1)
+    each = [
+        paths(torch.cat([rows.states[:, :3], noise[:, k : k + 1]], 1), levels[:, k : k + 1]) for k in range(3)
+    ]
+    directions = [direction_of(field, one) for one in each]
+    return paths(states, torch.cat([levels, rows.sigmas[:, 1:]], 1)), torch.stack(directions, 1)
+
+
+def test_targets_of_equal_worth_leave_the_mean_of_plain_matching():
+    field = Valued(0.7, teacher=0.2, fake=0.9)
+    rows, directions = guided_rows(field)
+    terms, report = DistributionMatching(guide=Guide(num_targets=3)).path_loss(field, rows)
+    assert_close(terms.detach().double(), directions.square().mean((1, 2)) / 2)
+    assert_close(report["direction"], directions.square().mean(2).sqrt().mean(1))
+    assert report["target_reward"].abs().max() == 0
+
+
+def test_targets_of_more_worth_count_for_more():
+    field = Valued(0.7, teacher=0.2, fake=0.9)
+    rows, directions = guided_rows(field)
+    targets = rows.states[:, 2, None] - directions
+    worth = targets[..., 0]  # the first latent element
+    field.worth = lambda latents: latents[:, 0]
+    guide = Guide(num_targets=3, weight=0.5, advantage_max=2.0, std_floor=1e-6)
+    terms, report = DistributionMatching(guide=guide).path_loss(field, rows)
+    advantage = (worth - worth.mean(1, keepdim=True)) / worth.std(1, correction=0, keepdim=True)
+    counts = 1 + 0.5 * advantage.clamp(-2, 2) / 2
+    assert_close(terms.detach(), (counts * directions.square().mean(2)).mean(1) / 2)
+    assert_close(report["target_reward"], worth.mean(1))
+    assert ((counts.argmax(1) == worth.argmax(1)) & (counts.argmin(1) == worth.argmin(1))).all()
+
+
+def test_the_gradient_carries_the_weighed_directions():
+    field = Valued(0.7, teacher=0.2, fake=0.9)
+    rows, directions = guided_rows(field)
+    field.worth = lambda latents: latents[:, 0]
+    objective = DistributionMatching(guide=Guide(num_targets=3, std_floor=1e-6))
+    counts = objective.guide.counts((rows.states[:, 2, None] - directions)[..., 0])
+    along = (counts[..., None] * directions).mean(1)
+
+    def forward() -> torch.Tensor:
+        x = rows.states[:, 0]
+        for at, to in pairwise(WAY):
+            x = x + (to - at) * field.velocity(x, torch.full((3,), at))
+        return (along * x).mean(1).sum()
+
+    slope = slope_of(lambda: objective.path_loss(field, rows)[0].sum(), field)
+    assert_close(slope, slope_by_differences(forward, field), rtol=1e-6, atol=1e-9)
+
+
+def test_a_guide_draws_as_many_levels_and_noises_as_targets(linear_policy):
+    policy = linear_policy((2,))
+    rollout = Rollout(plan=Deterministic(), group_size=2, steps=4, schedule=Uniform())
+    roots = [Root(0, g, g, 0) for g in range(2)]
+    forest = grow(policy, [Prompt("a")], roots, rollout, seed=0, iteration=0, keep_states=True)
+    objective = DistributionMatching(guide=Guide(num_targets=5))
+    rows = objective.experience(forest, forest.advantages(torch.zeros(2, 1)), seed=0, iteration=0)
+    assert rows.states.shape == (2, 3 + 5, 2) and rows.sigmas.shape == (2, 5 + 5)
+    assert len(rows.sigmas[:, :5].unique()) == 10 and len(rows.states[:, 3:].unique()) == 20
+
+
+@pytest.mark.parametrize("floor", [0.1, 1e-9])
+def test_rewards_closer_than_the_floor_count_less(floor):
+    counts = Guide(num_targets=2, advantage_max=1.0, std_floor=floor).counts(torch.tensor([[0.0, 0.02]]))
+    # The standard deviation is .01: A = ±1, or ±.1 over a floor of .1.
+    expected = 0.1 if floor == 0.1 else 1.0
+    assert_close(counts, torch.tensor([[1 - expected, 1 + expected]]))

@@ -15,7 +15,7 @@ from objectives.forward_rows_of_two_prompts import (
     weighted_gradient,
 )
 from thalweg.objectives import Forward
-from thalweg.objectives.rules import Centred, Implicit, Preference, Ratio, Weighted
+from thalweg.objectives.rules import Centred, Implicit, Preference, Ratio, Residual, Weighted
 from thalweg.objectives.surrogate import Huber, Regression
 from thalweg.training.recipe import load_recipe, recipe_names
 
@@ -23,17 +23,24 @@ from thalweg.training.recipe import load_recipe, recipe_names
 FACTORS = {
     "diffusion-nft": ADVANTAGE,
     "e2po": ADVANTAGE,
+    "creflow": ADVANTAGE,  # without regions
+    "omninft": ADVANTAGE,
     "sol-rl": ADVANTAGE,
     "awm": ADVANTAGE / 5,
     "v-grpo": ADVANTAGE,
     "elbo-epg": ADVANTAGE / 10,
     "elbo-pepg": ADVANTAGE / 10,
+    "elbo-par": ADVANTAGE / 10,
     "advantage-flow": ADVANTAGE.clamp(-1, 1),
     "ram": ADVANTAGE,
     "crd": ADVANTAGE,
     "dgpo": ADVANTAGE / 2,
     "online-dpo": 2 * 100 / 4 * BEST_AND_WORST,
     "diffusion-apo": 2 * 100 / 4 * BEST_AND_WORST,
+    "diffusion-apo-half-online": 2 * 100 / 4 * BEST_AND_WORST,
+    "diffusion-dpo": 2 * 5000 / 4 * BEST_AND_WORST,
+    # Besides the pair, a real anchor of weight 1 on the better sample.
+    "realalign": 2 * 500 / 4 * BEST_AND_WORST + (BEST_AND_WORST > 0),
 }
 HERE = dict.fromkeys(("old", "reference", "ema"), V_OLD)
 
@@ -67,6 +74,7 @@ RULES = [
     Weighted(),
     Weighted(old="old"),
     Weighted(old="old", log_ratio_weight=0.5, use_ratio=False),
+    Residual(),
     Ratio(),
     Ratio(old=None),
     Ratio(spans="sample", clip_range=1.0),

@@ -30,7 +30,7 @@ from objectives.forward_rows_of_two_prompts import (
 )
 from thalweg.objectives import Forward
 from thalweg.objectives.forward import Pull
-from thalweg.objectives.rules import Centred, Preference, Ratio, Weighted
+from thalweg.objectives.rules import Centred, Preference, Ratio, Residual, Weighted
 from thalweg.objectives.surrogate import Regression
 
 UNIFORM = Regression(weighting="uniform")
@@ -68,6 +68,20 @@ def test_par_has_the_gradient_of_pepg_and_stops_where_the_log_ratio_is_the_advan
     assert_close(gradient_of(objective, VELOCITY), velocity.grad)
     there = replace(ROWS, advantages=log_ratio(objective)[:, None])
     assert gradient_of(objective, VELOCITY, there).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("use_ratio", [True, False])
+def test_the_residual_is_the_published_loss_of_par_and_has_pepgs_slope(use_ratio):
+    objective = Forward(rule=Residual(use_ratio=use_ratio))
+    pepg = Forward(rule=Weighted(old="old", log_ratio_weight=1.0, use_ratio=use_ratio))
+    d = log_ratio(objective)
+    q = d.exp() if use_ratio else torch.ones_like(d)
+    terms, report = terms_of(objective, VELOCITY)
+    assert_close(terms, q / 2 * (ADVANTAGE - d) ** 2)
+    assert_close(report["log_ratio"], d)
+    assert_close(gradient_of(objective, VELOCITY), gradient_of(pepg, VELOCITY))
+    there = replace(ROWS, advantages=d[:, None])
+    assert terms_of(objective, VELOCITY, there)[0].abs().max() < 1e-15
 
 
 def test_a_log_ratio_to_nothing_is_refused():
@@ -171,6 +185,16 @@ def test_dpo_is_the_published_loss_of_the_best_and_the_worst_sample():
             loss = -torch.nn.functional.logsigmoid(-5.0 / 2 * margin)
             expected[[2 * best + level, 2 * worst + level]] = loss
     assert_close(terms_of(PAIR, VELOCITY)[0], expected)
+
+
+def test_a_real_anchor_adds_the_regression_on_the_better_sample():
+    anchored = PAIR.model_copy(update={"rule": PAIR.rule.model_copy(update={"imitation_weight": 0.3})})
+    terms, plain = terms_of(anchored, VELOCITY)[0], terms_of(PAIR, VELOCITY)[0]
+    assert_close(terms - plain, 0.3 * (BEST_AND_WORST > 0) * errors_of(PAIR, VELOCITY))
+    slope = gradient_of(anchored, VELOCITY) - gradient_of(PAIR, VELOCITY)
+    assert_close(slope, weighted_gradient(PAIR, VELOCITY, 0.3 * (BEST_AND_WORST > 0)))
+    with pytest.raises(ValidationError, match="imitation_weight acts on pairs alone"):
+        Preference(among="group", imitation_weight=1.0)
 
 
 def test_the_reverse_preference_gives_the_reverse_first_step():
@@ -278,6 +302,7 @@ def test_samples_of_a_pair_are_told_by_number():
     "rule",
     [
         Weighted(old="old", log_ratio_weight=1.0),
+        Residual(),
         Ratio(),
         Ratio(spans="sample"),
         Preference(),

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from thalweg.core.forest import Scores
 from thalweg.core.processes import Processes
 from thalweg.core.values import Transitions
+from thalweg.models import MiniatureModel
 from thalweg.models.miniature.policy import LoRA
 from thalweg.objectives import ChunkRatio, ClippedRatio, Forward, OnPolicyDistillation
 from thalweg.objectives.contract import PathwiseContract
@@ -22,6 +23,7 @@ NAMES = [
     name
     for name in recipe_names()
     if not isinstance(load_recipe(name).objective, PathwiseContract | OnPolicyDistillation)
+    and isinstance(load_recipe(name).model, MiniatureModel)  # tests/training/test_parts.py has the other
 ]
 PATHS = [name for name in NAMES if isinstance(small(name).objective, ClippedRatio | ChunkRatio)]
 FORWARD = [name for name in NAMES if isinstance(small(name).objective, Forward)]
@@ -50,7 +52,10 @@ COST = {
     "rollout-correction": (SHARED, 4 * 3),
     "step-grpo": (OWN, 4 * 7 * 3),  # 3 candidates a step, of which one goes on
     "tmpo": (2 + 4 * 6, 4 * 3),  # a window of 3 from step 2
+    "rsm-zeroth-order": (2 * (3 + 2 * 7 + 2 * 5), 2 * 4),  # 2 noises, each with 2 branches from steps 0 and 2
     **dict.fromkeys(FORWARD, (OWN, 0)),
+    "diffusion-apo-half-online": (3 * 8, 0),  # the first sample is given
+    "realalign": (2 * 8, 0),
 }
 
 
@@ -71,6 +76,7 @@ def collected(recipe, policy, prompts):
             if judges_steps(reward)
         },
         probes={"brightness": random(forest.probe_node)} if recipe.rollout.probes else {},
+        marks=(random(forest.leaves)[:, None, None, None] > 0).float().expand(-1, 1, 16, 16),
     )
     advantages = recipe.credit.assign(forest, scores, weights_of(recipe.rewards), Processes())
     rows = recipe.objective.experience(forest, advantages, seed=0, iteration=0)
@@ -156,7 +162,8 @@ def test_a_rollout_takes_the_passes_that_its_layout_says(name, tiny_policy, prom
     add_named(policy.weights, recipe.weights)
     forest = collect(recipe, policy, prompts[:2], Processes(), iteration=0).forest
     passes, trained = cost(name, forest)
-    looks = 8 * 4 if name == "sol-rl" else 0
+    # Cheap samples of other noises, or the way back from a given sample to its noise.
+    looks = {"sol-rl": 8 * 4, "diffusion-apo-half-online": 8}.get(name, 0)
     assert policy.passes.evaluations == 2 * (passes + looks)
     assert sum(int(level.trained.sum()) for level in forest.levels) == 2 * trained
     assert recipe.rollout.passes(0, 0, 2) == (2 * passes, 2 * trained)

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from thalweg.credit import BlameCredit, RoutedCredit
 from thalweg.rewards import judges_steps
-from thalweg.rollout import Branch, Candidates, Rollout, Tree
+from thalweg.rollout import Branch, BranchBudget, Candidates, Rollout, Tree
 from thalweg.training.checkpoint import complete
 from thalweg.training.loop import Run, train
 from thalweg.training.recipe import load_recipe
@@ -52,6 +53,8 @@ def _few(rollout: Rollout) -> dict[str, Any]:
     few: dict[str, Any] = {"rollout.group_size": 4}
     if isinstance(plan, Branch):
         few["rollout.group_size"] = 2 * plan.num_branch_steps * rollout.num_roots
+    if isinstance(plan, BranchBudget):
+        few |= {"rollout.group_size": 4 * rollout.num_roots, "rollout.plan.branches": [2, 0, 2]}
     if isinstance(plan, Tree):
         few |= {"rollout.plan.branching": 2, "rollout.plan.forks": [0, 1]}
     if isinstance(plan, Candidates):
@@ -62,8 +65,12 @@ def _few(rollout: Rollout) -> dict[str, Any]:
 
 
 def _rewards(recipe: Recipe) -> dict[str, Any]:
-    """The cheap reward of samples, and those of noisy states that the recipe reads."""
-    return {"rewards": [*CHEAP["rewards"], *(r for r in recipe.rewards if judges_steps(r))]}
+    """The cheap reward of samples, and what else is read: rewards of noisy states, a judge of places."""
+    if isinstance(recipe.credit, RoutedCredit):
+        return {"rewards": list(recipe.rewards)}
+    of_steps = [reward for reward in recipe.rewards if judges_steps(reward)]
+    judge = [{"kind": "world", "weight": 0}] if isinstance(recipe.credit, BlameCredit) else []
+    return {"rewards": [*CHEAP["rewards"], *of_steps, *judge]}
 
 
 class Killed(BaseException):

@@ -6,11 +6,15 @@ from torch.testing import assert_close
 
 from thalweg.core.errors import UserError
 from thalweg.core.processes import Processes
-from thalweg.core.values import Prompt
+from thalweg.core.values import Condition, Prompt
 from thalweg.models import MiniatureModel
+from thalweg.objectives import Forward
+from thalweg.objectives.forward import Pull
 from thalweg.objectives.forward_rows import samples
+from thalweg.objectives.rules import Weighted
 from thalweg.objectives.sigma_draw import Stratified
 from thalweg.rollout import Deterministic, Rollout, Root, grow
+from thalweg.training.backward import measure
 from thalweg.training.companions import fit_companions, make_optimizers
 from thalweg.training.loop import load_policy, train
 from thalweg.training.recipe import load_recipe
@@ -126,3 +130,26 @@ def test_a_teacher_of_other_noise_levels_is_one_clear_line(tiny_world, tmp_path)
 def test_a_teacher_that_is_nowhere_is_one_clear_line(tiny_world, tmp_path):
     with pytest.raises(UserError, match=r"weights.teacher_rest.init: '.*nowhere': no weights there"):
         load_policy(with_teacher(tmp_path / "nowhere"))
+
+
+def test_a_pull_to_a_guided_reference_is_to_its_guided_velocity(tiny_policy, prompts):
+    policy = tiny_policy()
+    rule = WeightRule.model_validate({"update": "frozen", "guidance_scale": 4.5})
+    add_named(policy.weights, {"reference": rule})
+    objective = Forward(rule=Weighted(), pulls=(Pull(to="reference", weight=1.0),))
+    roots = [Root(0, g, g, 0) for g in range(2)]
+    rollout = Rollout(plan=Deterministic(), group_size=2, steps=3)
+    forest = grow(policy, prompts[:1], roots, rollout, seed=0, iteration=0)
+    rows = objective.experience(forest, forest.advantages(torch.zeros(2, 1)), seed=0, iteration=0)
+    before = policy.passes.evaluations
+    scalars = measure(objective, policy, rows, forest.condition)
+    assert policy.passes.evaluations - before == 3 * len(rows)  # two for the guided one
+    x, sigma = objective.inputs(rows)
+    here = forest.condition.index(rows.condition)
+    nothing = Condition({"tokens": torch.zeros_like(here.tensors["tokens"])})
+    with torch.no_grad():
+        plain, blank = policy.velocity(x, sigma, here), policy.velocity(x, sigma, nothing)
+    guided = blank + 4.5 * (plain - blank)
+    expected = (plain - guided).square().flatten(1).mean(1)
+    assert expected.min() > 1e-6
+    assert_close(scalars["distance/reference"].detach(), expected, rtol=1e-3, atol=1e-6)

@@ -118,6 +118,10 @@ class Advantages:
     """An edge is found at the node it leads to."""
     leaves: Float[Tensor, "B _"]
     """Of the finished samples, for objectives that see no edges; they may have fewer loss terms."""
+    regions: Float[Tensor, "B _ ..."] | None = None
+    """How much each latent element of a sample counts for each loss term; None: all alike."""
+    corrected: Float[Tensor, "B ..."] | None = None
+    """What a sample should have been, where the credit says so; NaN where it does not."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Scores:
     steps: dict[str, tuple[Float[Tensor, " _"], ...]] = field(default_factory=dict)
     """Of the states in the middle of denoising, for every level."""
     probes: dict[str, Float[Tensor, " Q"]] = field(default_factory=dict)
+    marks: Float[Tensor, "B 1 H W"] | None = None
+    """1 at the pixels of each sample that are to blame, 0 elsewhere; where the credit asks for them."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,10 @@ class Forest:
     """Row of each probe in the last level."""
     probe_start: Int64[Tensor, "Q 2"] = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
     """Level and row of the node that each probe tells the worth of."""
+    parts: tuple[int, ...] = (0,)
+    """Latent elements of each part of a state, where the model tells several apart."""
+    starts: Float[Tensor, "B ..."] | None = None
+    """The noise that each leaf comes from, where some leaves were given and their noise was worked out."""
 
     @property
     def latents(self) -> Float[Tensor, "B ..."]:

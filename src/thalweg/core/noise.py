@@ -19,7 +19,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-Purpose = Literal["initial", "transition", "guidance", "forward noise", "sigmas", "order", "selection"]
+Purpose = Literal[
+    "initial", "transition", "guidance", "forward noise", "sigmas", "order", "selection", "given"
+]
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,10 @@ class Samples:
     sample: Int64[Tensor, " B"]
     step: Int64[Tensor, " B"]
     """Which of the sample's noise levels this row is."""
+    regions: Float[Tensor, "B R ..."] | None = None
+    """How much each latent element counts for each loss term; None: all alike, and terms are added up."""
+    corrected: Bool[Tensor, " B"] | None = None
+    """x0 is not the sample but what it should have been."""
 
     def __len__(self) -> int:
         return len(self.sigma)

@@ -10,10 +10,12 @@ from torch import Tensor
 from thalweg.core.forest import Advantages, Forest, Leaves, Scores
 from thalweg.core.part import OWN_PART
 from thalweg.core.processes import Processes
+from thalweg.credit.blame import BlameCredit
 from thalweg.credit.dense import DenseCredit
 from thalweg.credit.group import GroupCredit
 from thalweg.credit.objective_aware import ObjectiveAwareCredit
 from thalweg.credit.process import ProcessCredit
+from thalweg.credit.routed import RoutedCredit
 from thalweg.credit.selection import DepthPrune, Selection
 from thalweg.credit.tree import TreeCredit
 
@@ -36,7 +38,13 @@ class CreditContract(Protocol):
 Credit = Annotated[
     SerializeAsAny[
         Annotated[
-            GroupCredit | TreeCredit | DenseCredit | ProcessCredit | ObjectiveAwareCredit,
+            GroupCredit
+            | TreeCredit
+            | DenseCredit
+            | ProcessCredit
+            | ObjectiveAwareCredit
+            | BlameCredit
+            | RoutedCredit,
             Field(discriminator="kind"),
         ]
     ],
@@ -44,6 +52,7 @@ Credit = Annotated[
 ]
 
 __all__ = [
+    "BlameCredit",
     "Credit",
     "CreditContract",
     "DenseCredit",
@@ -51,6 +60,7 @@ __all__ = [
     "GroupCredit",
     "ObjectiveAwareCredit",
     "ProcessCredit",
+    "RoutedCredit",
     "Selection",
     "TreeCredit",
 ]

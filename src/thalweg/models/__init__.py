@@ -8,6 +8,7 @@ from thalweg.core.part import OWN_PART
 from thalweg.models.contract import Embeds, ModelContract, Passes, Policy
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.miniature.policy import MiniatureModel
+from thalweg.models.miniature.sounding import SoundingModel
 from thalweg.models.weights import POLICY, NamedWeights
 
 
@@ -17,7 +18,7 @@ def from_shorthand(value: Any) -> Any:
 
 
 Model = Annotated[
-    SerializeAsAny[Annotated[MiniatureModel | DiffusersModel, Field(discriminator="kind")]],
+    SerializeAsAny[Annotated[MiniatureModel | SoundingModel | DiffusersModel, Field(discriminator="kind")]],
     OWN_PART,
     BeforeValidator(from_shorthand),
 ]
@@ -32,5 +33,6 @@ __all__ = [
     "NamedWeights",
     "Passes",
     "Policy",
+    "SoundingModel",
     "from_shorthand",
 ]

@@ -63,6 +63,25 @@ class Embeds(Protocol):
 
 
 @runtime_checkable
+class HasParts(Protocol):
+    """A policy whose flat latents consist of parts, such as a video and its sound."""
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Latent elements of each part, one after another."""
+        ...
+
+
+@runtime_checkable
+class ReadsImages(Protocol):
+    """A policy that can take up images it has not made."""
+
+    def read(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B ..."]:
+        """The finished latents of images with values in [0, 1]; `decode` gives them back."""
+        ...
+
+
+@runtime_checkable
 class ModelContract(Protocol):
     """The `model` section of a recipe: numbers, and how they become a policy."""
 

@@ -14,6 +14,7 @@ from thalweg.objectives.distribution_matching import DistributionMatching
 from thalweg.objectives.forward import Forward
 from thalweg.objectives.on_policy_distillation import OnPolicyDistillation
 from thalweg.objectives.reward_gradient import RewardGradient
+from thalweg.objectives.score_matching import ScoreMatching
 from thalweg.objectives.trajectory_shaping import TrajectoryShaping
 
 Objective = Annotated[
@@ -26,6 +27,7 @@ Objective = Annotated[
             | RewardGradient
             | AdjointMatching
             | AdjointMatchingODE
+            | ScoreMatching
             | DistributionMatching
             | OnPolicyDistillation
             | TrajectoryShaping,
@@ -46,5 +48,6 @@ __all__ = [
     "Objective",
     "OnPolicyDistillation",
     "RewardGradient",
+    "ScoreMatching",
     "TrajectoryShaping",
 ]

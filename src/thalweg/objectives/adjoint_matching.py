@@ -26,19 +26,7 @@ from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.adjoint import adjoints, reward_slope
 from thalweg.objectives.contract import CURRENT, Unit, VelocityField
 from thalweg.objectives.pathwise_rows import draws, levels_of, paths_of
-
-
-def shortened(shift: Float[Tensor, "B ..."], largest: float | None) -> Float[Tensor, "B ..."]:
-    """The shift of a target, scaled down where its root mean square is above the largest."""
-    if largest is None:
-        return shift
-    size = shift.flatten(1).square().mean(1).sqrt()
-    return shift * over_latents((largest / size.clamp(min=1e-30)).clamp(max=1), shift)
-
-
-def rms(x: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
-    """Root mean square over latent elements, on the CPU."""
-    return x.detach().flatten(1).square().mean(1).sqrt().cpu()
+from thalweg.objectives.velocity_regression import Look, regressed, rms, shortened
 
 
 class AdjointMatching(Part):
@@ -92,29 +80,18 @@ class AdjointMatching(Part):
         every = torch.arange(len(rows))
         looks = []
         for step in rows.chosen.T:
-            x, adjoint = rows.states[every, step], found[every, step]
-            (sigma, sigma_next), k, std = (
-                (rows.sigmas[every, step], rows.sigmas[every, step + 1]),
-                rows.k[every, step + 1],
-                rows.std[every, step + 1],
+            x, sigma, sigma_next = (
+                rows.states[every, step],
+                rows.sigmas[every, step],
+                rows.sigmas[every, step + 1],
             )
+            k, std = rows.k[every, step + 1], rows.std[every, step + 1]
             sensitivity = sigma - sigma_next + (sigma_next - k) * (1 - sigma)
-            shift = shortened(over_latents(std**2 / sensitivity, x) * adjoint, self.largest_shift)
-            base = field.velocity_of(self.reference, x, sigma)
-            looks.append((x, sigma, base, shift, (sensitivity / std) ** 2))
-        terms, far = [], []
-        for x, sigma, base, shift, weight in looks:
-            velocity = field.velocity(x, sigma, recompute=self.recompute)
-            error = (velocity - base - shift).square().flatten(1).mean(1)
-            terms.append((over_latents(weight, error) * error).cpu())
-            far.append(rms(velocity - base) ** 2)
-        report = {
-            "path_reward": reward.cpu(),
-            "adjoint_size": rms(found.flatten(1)),
-            f"distance/{self.reference}": torch.stack(far).mean(0),
-        }
-        loss = torch.stack(terms).mean(0)
-        return loss * rows.weight.to(loss), report
+            wanted = over_latents(std**2 / sensitivity, x) * found[every, step]
+            looks.append(Look(x, sigma, shortened(wanted, self.largest_shift), (sensitivity / std) ** 2))
+        terms, report = regressed(field, self.reference, looks, self.recompute)
+        report |= {"path_reward": reward.cpu(), "adjoint_size": rms(found.flatten(1))}
+        return terms * rows.weight.to(terms), report
 
 
 def _along(forest: Forest, name: Literal["k", "std"]) -> Float[Tensor, "B M"]:

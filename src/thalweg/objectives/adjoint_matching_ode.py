@@ -20,9 +20,9 @@ from thalweg.core.forest import Advantages, Forest
 from thalweg.core.part import Part
 from thalweg.core.values import Paths
 from thalweg.objectives.adjoint import adjoints, reward_slope
-from thalweg.objectives.adjoint_matching import rms, shortened
 from thalweg.objectives.contract import CURRENT, Unit, VelocityField
 from thalweg.objectives.pathwise_rows import levels_of, paths_of
+from thalweg.objectives.velocity_regression import Look, regressed, rms, shortened
 
 
 class AdjointMatchingODE(Part):
@@ -69,21 +69,10 @@ class AdjointMatchingODE(Part):
     ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
         reward, slope = reward_slope(field, rows.states[:, -1])
         found = adjoints(field, self.reference if self.lean else CURRENT, rows, slope)
-        states, sigmas = rows.states[:, :-1].unbind(1), rows.sigmas[:, :-1].unbind(1)
-        with torch.no_grad():
-            bases = [
-                field.velocity_of(self.reference, x, sigma) for x, sigma in zip(states, sigmas, strict=True)
-            ]
-        terms, far = [], []
-        for x, sigma, base, adjoint in zip(states, sigmas, bases, found, strict=True):
-            velocity = field.velocity(x, sigma, recompute=self.recompute)
-            shift = shortened(-adjoint / self.cost, self.largest_shift)
-            terms.append((velocity - base - shift).square().flatten(1).mean(1).cpu())
-            far.append(rms(velocity - base) ** 2)
-        report = {
-            "path_reward": reward.cpu(),
-            "adjoint_size": rms(torch.stack(found, 1).flatten(1)),
-            f"distance/{self.reference}": torch.stack(far).mean(0),
-        }
-        loss = torch.stack(terms).mean(0)
-        return loss * rows.weight.to(loss), report
+        steps = zip(rows.states[:, :-1].unbind(1), rows.sigmas[:, :-1].unbind(1), found, strict=True)
+        looks = [
+            Look(x, sigma, shortened(-adjoint / self.cost, self.largest_shift)) for x, sigma, adjoint in steps
+        ]
+        terms, report = regressed(field, self.reference, looks, self.recompute)
+        report |= {"path_reward": reward.cpu(), "adjoint_size": rms(torch.stack(found, 1).flatten(1))}
+        return terms * rows.weight.to(terms), report

@@ -40,3 +40,8 @@ class AdvantageMap(Part):
     def __call__(self, advantages: Float[Tensor, "B R"]) -> Float[Tensor, " B"]:
         limit = torch.inf if self.limit is None else self.limit
         return self.scale * SIDES[self.side](SHAPES[self.shape](advantages.sum(1), limit))
+
+
+def optimality(advantage: Float[Tensor, "*B"], limit: float) -> Float[Tensor, "*B"]:
+    """r in [0, 1]: the advantage as the probability that a sample is a good one."""
+    return advantage.clamp(-limit, limit) / (2 * limit) + 0.5

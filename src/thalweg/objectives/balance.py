@@ -1,14 +1,18 @@
 """Softmax trajectory balance: TMPO (arXiv:2605.10983; MAIR-Lab-HUST/TMPO) and Uni-TMPO.
 
-    s_i = Σ log p(x' | x) over the trained steps of path i,      p = softmax(c s),   q = softmax(b A),  in
-    the group kl       KL(q || p) = Σ q_i (log q_i - log p_i)                       Uni-TMPO; gradient Σ
-    (p_i - q_i) c ∇s_i squares  Σ (log p_i - log q_i)²                                       TMPO, the paper
-    ratio    max(-A'ρ, -A' clip(ρ, 1-r, 1+r)),  A' = log q - log p,       TMPO, the authors' code
+    s_i = Σ log p(x' | x) over the trained steps of path i,   p = softmax(c s),   q = softmax(b A) in a group
+
+    kl       KL(q || p) = Σ q_i (log q_i - log p_i)                 Uni-TMPO; gradient Σ (p_i - q_i) c ∇s_i
+    squares  Σ (log p_i - log q_i)²                                 TMPO, the paper
+    ratio    w max(-A'ρ, -A' clip(ρ, 1-r, 1+r)),  A' = log q - log p,       TMPO, the authors' code
              ρ = exp(d_i - mean d),  d = c (s - s_old),  A' and the mean without gradient
+             w = clip(exp(mean over steps of <δ z>), 1-r, 1+r)      their RatioNorm; 1 without `ratio_norm`
 
 The group's samples shall be drawn in proportion to exp(b A), so modes of equal reward stay.
-Log-probabilities are means over latent elements, which leaves p nearly uniform; c restores the scale.
-Differs from the code: no RatioNorm weight, and no term to a reference. Shapes: B rows, n paths.
+Log-probabilities are means over latent elements, which leaves p nearly uniform; c restores the scale. δ is
+how far a step's mean has moved since the rollout and z its drawn noise: <δ z> is the log-ratio without its
+bias -<δ²>/(2 std²), times std. A pull λ (s/S - s_ref/S)² over S steps may hold each path to a reference.
+Shapes: B rows, n paths, ... latent axes.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +20,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from thalweg.core.forest import Advantages, Forest
@@ -24,7 +28,7 @@ from thalweg.core.part import Part
 from thalweg.core.values import Transitions
 from thalweg.objectives.contract import Scalars, Unit
 from thalweg.objectives.path_rows import transitions
-from thalweg.objectives.ratio import clipped, transition_of
+from thalweg.objectives.ratio import clipped, drift_scalars, transition_of
 from thalweg.objectives.segments import log_softmax_over, mean_over, segments, sum_over
 
 Form = Literal["kl", "squares", "ratio"]
@@ -67,6 +71,20 @@ class Balance(Part):
     """c; the number of latent elements makes the score a log-probability of the whole path."""
     clip_range: PositiveFloat = 0.2
     """r of `ratio`; the other forms have none."""
+    ratio_norm: bool = False
+    """Weigh the paths of `ratio` by w; the rollout keeps its means for it."""
+    reference_weight: float = Field(default=0.0, ge=0)
+    """λ; 0 spares the passes of the reference (the authors: 0.1 on SD3.5, 0 on FLUX)."""
+    reference: str = "reference"
+    """Named weights of the pull."""
+
+    @model_validator(mode="after")
+    def _clipped(self) -> "Balance":
+        if self.ratio_norm and self.form != "ratio":
+            raise ValueError(
+                f"ratio_norm weighs clipped ratios, and form='{self.form}' has none; use form=ratio"
+            )
+        return self
 
     @property
     def unit(self) -> Unit:
@@ -74,7 +92,12 @@ class Balance(Part):
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        return ()
+        return (self.reference,) if self.reference_weight > 0 else ()
+
+    @property
+    def keeps_mean(self) -> bool:
+        """Whether the rollout must keep the means of trained steps."""
+        return self.ratio_norm
 
     def experience(self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int) -> Transitions:
         return transitions(forest, advantages)
@@ -89,7 +112,14 @@ class Balance(Part):
         velocity: Float[Tensor, "B ..."],
         anchors: Mapping[str, Float[Tensor, "B ..."]],
     ) -> Scalars:
-        return {"log_prob": transition_of(rows, velocity).log_prob(rows.x_next)}
+        now = transition_of(rows, velocity)
+        scalars = {"log_prob": now.log_prob(rows.x_next)}
+        if self.ratio_norm:
+            scalars["along_noise"] = drift_scalars(rows, now)["along_noise"]
+        if self.reference_weight > 0:
+            there = transition_of(rows, anchors[self.reference])
+            scalars["reference_log_prob"] = there.log_prob(rows.x_next)
+        return scalars
 
     def loss(
         self, scalars: Scalars, rows: Transitions
@@ -107,8 +137,17 @@ class Balance(Part):
         log_q = log_softmax_over(self.reward_scale * given, group)
         moved = score(now - rows.old_log_prob)
         terms, report = FORMS[self.form](log_p, log_q, moved, group, self.clip_range)
+        steps = torch.zeros(len(samples), dtype=now.dtype).index_add(0, path, rows.weight.to(now.dtype))
+        steps = torch.where(steps == 0, 1, steps) * self.score_scale
+        if self.ratio_norm:
+            along = (score(scalars["along_noise"].detach()) / steps).exp()
+            terms = terms * along.clamp(1 - self.clip_range, 1 + self.clip_range)
         # Equal rewards say nothing about the shares: such a group is left as it is.
-        counted = sum_over(given.abs(), group) > 0
+        terms = terms * (sum_over(given.abs(), group) > 0)
+        if self.reference_weight > 0:
+            gap = score(now - scalars["reference_log_prob"].detach()) / steps
+            terms = terms + self.reference_weight * gap.square()
+            report["reference_gap"] = gap.detach()
         report = {name: u[path] for name, u in report.items()}
         report["log_ratio"] = (now - rows.old_log_prob).detach()
-        return (terms * counted)[path] * rows.weight, report
+        return terms[path] * rows.weight, report

@@ -30,6 +30,7 @@ from thalweg.objectives.ratio import (
     RatioKind,
     clipped,
     drift_scalars,
+    hinged,
     masked,
     transition_of,
 )
@@ -52,9 +53,10 @@ class ClippedRatio(Part):
     clip_sensitivity: float = Field(default=1.0, gt=0)
     ratio: RatioKind = "step"
     """Which ratio of the step."""
-    trust: Literal["clip", "divergence"] = "clip"
-    """Hold the ratio, or leave out terms that lead away once the step's divergence has reached its range
-    (Flow-DPPO).
+    trust: Literal["clip", "divergence", "hinge"] = "clip"
+    """Hold the ratio; leave out terms that lead away once the step's divergence has reached its range
+    (Flow-DPPO); or follow the log-ratio in a straight line until its s² fold has reached c (reward score
+    matching of order zero).
     """
     divergence_range: float = Field(default=1e-5, gt=0)
     """tau of `trust: divergence`, an average over latent elements."""
@@ -90,6 +92,10 @@ class ClippedRatio(Part):
             raise ValueError(
                 f"clip_range_max={self.clip_range_max:g} is less than clip_range={self.clip_range:g}; "
                 "give more"
+            )
+        if self.trust == "hinge" and (self.ratio != "step" or self.clip_range_max is not None):
+            raise ValueError(
+                "trust='hinge' acts on the plain log-ratio alone; use ratio=step, without clip_range_max"
             )
         if self.clip_nats is not None and ("clip_range" in self.model_fields_set or self.clip_range_max):
             raise ValueError("clip_nats stands in place of clip_range and clip_range_max; give one of them")
@@ -140,6 +146,8 @@ class ClippedRatio(Part):
             terms, held = masked(
                 log_ratio, rows.advantages, scalars["divergence"].detach(), self.divergence_range
             )
+        elif self.trust == "hinge":
+            terms, held = hinged(log_ratio, rows.advantages, rows, self.clip_of(rows.x[0].numel()))
         else:
             terms, held = clipped(log_ratio, rows.advantages, *self._bounds(rows))
         report = {"clip_fraction": held, "log_ratio": log_ratio.detach()}

@@ -1,6 +1,7 @@
 """Distribution matching distillation: a few-step student whose samples a teacher and a fake score, learnt
 from the samples themselves, find equally likely (DMD; Yin et al. 2024, arXiv:2405.14867), and its form that
-keeps diversity, DP-DMD (2026, arXiv:2602.03139; Multimedia-Analytics-Laboratory/dpdmd).
+keeps diversity, DP-DMD (2026, arXiv:2602.03139; Multimedia-Analytics-Laboratory/dpdmd). Rewards may say which
+directions count for more (`guided_targets`).
 
     x_t = (1-t) x + t ε,    x̂_T = x_t - t v_T,    x̂_F = x_t - t v_F,     x the student's own sample
     g = (x̂_F - x̂_T) / <|x_t - x̂_T|>,        L = 1/2 <(x_θ - sg(x - g))²>
@@ -8,7 +9,7 @@ keeps diversity, DP-DMD (2026, arXiv:2602.03139; Multimedia-Analytics-Laboratory
 
 x_θ repeats the last K steps of the sample with a gradient; in DP-DMD all but the first one, which the second
 term alone trains, so that what the noise decides is the teacher's. Differs from DMD as dpdmd's code does: x_t
-and not x in the divisor. Shapes: B rows, ... latent axes.
+and not x in the divisor. Shapes: B rows, K draws of (t, ε), ... latent axes.
 """
 
 from dataclasses import replace
@@ -27,9 +28,11 @@ from thalweg.core.values import Paths
 from thalweg.flow import LinearPath, Schedule, Uniform, x0_from_velocity
 from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.contract import CURRENT, Unit, VelocityField
+from thalweg.objectives.guided_targets import Guide
 from thalweg.objectives.pathwise_rows import levels_of, paths_of
 from thalweg.objectives.routes import LastSteps
 from thalweg.objectives.sigma_draw import Level
+from thalweg.objectives.velocity_regression import rms
 
 PATH = LinearPath()
 FLOOR = 1e-5
@@ -74,6 +77,8 @@ class DistributionMatching(Part):
     sigma_max: Level = 0.98
     diversity: Diversity | None = None
     """DP-DMD; None is plain DMD."""
+    guide: Guide | None = None
+    """GDMD; None takes one direction of each sample as it is."""
     recompute: bool = True
     """As in the route last_steps."""
     teacher: str = "teacher"
@@ -97,18 +102,34 @@ class DistributionMatching(Part):
         sigmas, states, leaves = levels_of(forest), forest.paths, forest.leaves
         columns = (leaves.prompt_slot.tolist(), leaves.seed_group.tolist(), leaves.sample.tolist())
         owners = list(zip(*columns, strict=True))
-        u = torch.cat([Address(seed, "sigmas", iteration, p, g, (6, s)).uniform((1,)) for p, g, s in owners])
-        drawn = [Address(seed, "forward noise", iteration, p, g, (6, s)) for p, g, s in owners]
-        noise = normals(drawn, forest.latents.shape[1:]).to(states.device)
+        num, shape = self._num_targets, forest.latents.shape[1:]
+        u = torch.stack(
+            [Address(seed, "sigmas", iteration, p, g, (6, s)).uniform((num,)) for p, g, s in owners]
+        )
+        drawn = [
+            Address(seed, "forward noise", iteration, p, g, (6, s), k)
+            for p, g, s in owners
+            for k in range(num)
+        ]
+        noise = normals(drawn, shape).unflatten(0, (-1, num)).to(states.device)
         way = sigmas[-1 - self._count(len(sigmas) - 1) :].expand(len(leaves), -1)
-        here = torch.stack([states[:, -way.shape[1]], states[:, 0], states[:, -1], noise], 1)
+        here = torch.stack([states[:, -way.shape[1]], states[:, 0], states[:, -1]], 1)
         level = self.sigma_min + (self.sigma_max - self.sigma_min) * u
-        return paths_of(forest, advantages, [here], [torch.cat([level[:, None], way], 1)])
+        return paths_of(forest, advantages, [torch.cat([here, noise], 1)], [torch.cat([level, way], 1)])
 
     def passes(self, steps: int) -> tuple[int, dict[str, int]]:
         walked = 0 if self.diversity is None else self.diversity.num_steps
         count = self._count(steps) + (self.diversity is not None)
-        return count, {self.teacher: 1 + walked, self.fake: 1, CURRENT: count if self.recompute else 0}
+        looks = self._num_targets
+        return count, {
+            self.teacher: looks + walked,
+            self.fake: looks,
+            CURRENT: count if self.recompute else 0,
+        }
+
+    @property
+    def _num_targets(self) -> int:
+        return 1 if self.guide is None else self.guide.num_targets
 
     def _count(self, steps: int) -> int:
         return self.num_steps or (steps if self.diversity is None else steps - 1)
@@ -116,22 +137,41 @@ class DistributionMatching(Part):
     def path_loss(
         self, field: VelocityField, rows: Paths
     ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
-        start, first, sample, noise = rows.states.unbind(1)
-        level = rows.sigmas[:, 0]
+        num = self._num_targets
+        start, first, sample = rows.states[:, :3].unbind(1)
+        directions = [
+            self._direction(field, sample, noise, level)
+            for noise, level in zip(rows.states[:, 3:].unbind(1), rows.sigmas[:, :num].unbind(1), strict=True)
+        ]
+        counts, report = torch.ones(len(rows), num), dict[str, Tensor]()
+        if self.guide is not None:
+            with torch.no_grad():
+                rewards = torch.stack([field.reward(sample - direction) for direction in directions], 1).cpu()
+            counts, report = self.guide.counts(rewards), {"target_reward": rewards.mean(1)}
+        target = self.diversity.target(field, self.teacher, first) if self.diversity else None
+
+        way = replace(rows, states=start[:, None], sigmas=rows.sigmas[:, num:])
+        again, _ = LastSteps(num_steps=None, recompute=self.recompute).follow(field, way)
+        missed = [(again - (again - d).detach()).square().flatten(1).mean(1).cpu() / 2 for d in directions]
+        terms = (torch.stack(missed, 1) * counts).mean(1)
+        report["direction"] = torch.stack([rms(direction) for direction in directions], 1).mean(1)
+        if self.diversity is not None and target is not None:
+            begun = field.velocity(first, torch.ones(len(first)), recompute=self.recompute)
+            astray = (begun - target).square().flatten(1).mean(1).cpu()
+            terms = terms + self.diversity.weight * astray
+            report["first_step_error"] = astray.detach()
+        return terms * rows.weight.to(terms), report
+
+    def _direction(
+        self,
+        field: VelocityField,
+        sample: Float[Tensor, "B ..."],
+        noise: Float[Tensor, "B ..."],
+        level: Float[Tensor, " B"],
+    ) -> Float[Tensor, "B ..."]:
+        """g: from the sample to where the teacher would rather have it than the fake."""
         x = PATH.corrupt(sample, noise, level)
         real = x0_from_velocity(x, field.velocity_of(self.teacher, x, level), level)
         fake = x0_from_velocity(x, field.velocity_of(self.fake, x, level), level)
         size = (x - real).abs().flatten(1).mean(1).clamp(min=FLOOR)
-        direction = (fake - real) / over_latents(size, x)
-        target = self.diversity.target(field, self.teacher, first) if self.diversity else None
-
-        way = replace(rows, states=start[:, None], sigmas=rows.sigmas[:, 1:])
-        again, _ = LastSteps(num_steps=None, recompute=self.recompute).follow(field, way)
-        terms = (again - (again - direction).detach()).square().flatten(1).mean(1).cpu() / 2
-        report = {"direction": direction.square().flatten(1).mean(1).sqrt().cpu()}
-        if self.diversity is not None and target is not None:
-            begun = field.velocity(first, torch.ones(len(first)), recompute=self.recompute)
-            missed = (begun - target).square().flatten(1).mean(1).cpu()
-            terms = terms + self.diversity.weight * missed
-            report["first_step_error"] = missed.detach()
-        return terms * rows.weight.to(terms), report
+        return (fake - real) / over_latents(size, x)

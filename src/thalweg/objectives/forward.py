@@ -9,7 +9,12 @@ pull with u = -1 to the old policy takes <(v_θ - v_old)²> off each regression 
 covariance of A and v: with w = 1 to the reference that is RAM's regression on v_ref + A (v - v_old), up to
 a constant.
 
-<.> is a mean over latent elements. Shapes: B rows, R rewards (added up), ... latent axes.
+Where credit names regions m_r of the latents, each advantage A_r has its own, and L is the mean over r of
+rule(E_r, A_r) with E_r over m_r: one advantage a modality (OmniNFT, arXiv:2605.12480), or blame for a place
+(CreFlow, arXiv:2605.14274). Samples that credit corrects also stand in rows of λ <(v_θ - (ε - x̃0))²> over the
+region, x̃0 what they should have been (CreFlow's corrective reflow).
+
+<.> is a mean over latent elements. Shapes: B rows, R rewards (added up without regions), ... latent axes.
 """
 
 from collections.abc import Mapping
@@ -28,8 +33,9 @@ from thalweg.objectives.advantage_map import AdvantageMap
 from thalweg.objectives.contract import Scalars, Unit
 from thalweg.objectives.forward_rows import Noise, samples
 from thalweg.objectives.rules import AnyRule
+from thalweg.objectives.rules.contract import Error, Terms
 from thalweg.objectives.sigma_draw import Sigmas, Stratified
-from thalweg.objectives.surrogate import Regression, Surrogate, squared
+from thalweg.objectives.surrogate import Region, Regression, Surrogate, squared
 
 PATH = LinearPath()
 
@@ -65,6 +71,8 @@ class Forward(Part):
     """ε: drawn anew at every level, `one` for all levels, or the noise that the `rollout` started from."""
     shared_in_group: bool = False
     """Draw levels and noise once for all samples of a prompt, so that they can be compared."""
+    corrective_weight: float = Field(default=0.0, ge=0)
+    """λ: of regression on corrected samples, where the credit corrects some; each is one more row a level."""
 
     @model_validator(mode="after")
     def _finite(self) -> "Forward":
@@ -102,6 +110,7 @@ class Forward(Part):
             iteration=iteration,
             noise=self.noise,
             shared_in_group=self.shared_in_group,
+            with_corrected=self.corrective_weight > 0,
         )
 
     def inputs(self, rows: Samples) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
@@ -116,10 +125,19 @@ class Forward(Part):
     ) -> Scalars:
         target = PATH.target(rows.x0, rows.noise)
 
-        def error(of: Tensor) -> Tensor:
-            return self.surrogate.error(of - target, rows.sigma)
+        def error_over(region: Region) -> Error:
+            return lambda of: self.surrogate.error(of - target, rows.sigma, region)
 
-        scalars = self.rule.measure(error, velocity, anchors)
+        if rows.regions is None:
+            scalars = self.rule.measure(error_over(None), velocity, anchors)
+        else:
+            scalars = {}
+            for r, region in enumerate(rows.regions.unbind(1)):
+                of_region = self.rule.measure(error_over(region.to(velocity)), velocity, anchors)
+                scalars |= {f"region {r}/{name}": u for name, u in of_region.items()}
+        if rows.corrected is not None:
+            region = None if rows.regions is None else rows.regions.amax(1).to(velocity)
+            scalars["corrective_error"] = squared(velocity - target, region)
         scalars |= {f"distance/{name}": squared(velocity - anchors[name]) for name in self.anchors}
         if any(pull.space == "surrogate" for pull in self._acting):
             scalars["pull_weight"] = self.surrogate.weight(velocity - target, rows.sigma)
@@ -129,7 +147,7 @@ class Forward(Part):
         self, scalars: Scalars, rows: Samples
     ) -> tuple[Float[Tensor, " U"], dict[str, Float[Tensor, " U"]]]:
         advantage = self.advantage(rows.advantages)
-        terms, report = self.rule.loss(scalars, advantage, rows)
+        terms, report = self._ruled(scalars, advantage, rows)
         scales = {
             "velocity": torch.ones_like(rows.sigma),
             "x": rows.sigma**2,
@@ -140,3 +158,21 @@ class Forward(Part):
             terms = terms + strength * scales[pull.space] * scalars[f"distance/{pull.to}"]
         report |= {name: u.detach() for name, u in scalars.items() if name.startswith("distance/")}
         return terms * rows.weight, report
+
+    def _ruled(self, scalars: Scalars, advantage: Float[Tensor, " B"], rows: Samples) -> Terms:
+        """The rule's terms, the mean over regions; and those of corrected rows."""
+        if rows.regions is None:
+            terms, report = self.rule.loss(scalars, advantage, rows)
+        else:
+            found = list[Terms]()
+            for r, column in enumerate(rows.advantages.split(1, 1)):
+                prefix = f"region {r}/"
+                own = {n.removeprefix(prefix): u for n, u in scalars.items() if n.startswith(prefix)}
+                found.append(self.rule.loss(own, self.advantage(column), rows))
+            terms = torch.stack([one for one, _ in found]).mean(0)
+            report = {name: torch.stack([of[name] for _, of in found]).mean(0) for name in found[0][1]}
+        if rows.corrected is not None:
+            missed = scalars["corrective_error"]
+            terms = torch.where(rows.corrected, self.corrective_weight * missed, terms)
+            report["corrected"] = rows.corrected.to(missed.dtype)
+        return terms, report

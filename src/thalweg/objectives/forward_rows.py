@@ -1,5 +1,6 @@
 """Finished samples under drawn noise levels as rows. Shapes: B leaves, R rewards, ... latent axes."""
 
+from dataclasses import fields, replace
 from typing import Literal
 
 import torch
@@ -22,11 +23,13 @@ def samples(
     iteration: int,
     noise: Noise = "fresh",
     shared_in_group: bool = False,
+    with_corrected: bool = False,
 ) -> Samples:
     """Each leaf once for each noise level drawn for it; levels side by side.
 
     Shared in the group, all samples of a prompt have the same levels, and but for the rollout's own the same
-    noise: what is shared has one address.
+    noise: what is shared has one address. With corrected samples these follow, under the levels and the noise
+    of the samples they stand for.
     """
     leaves = forest.leaves
     identity = list(
@@ -38,20 +41,24 @@ def samples(
         [sigmas.draw(Address(seed, "sigmas", iteration, p, g, path), grid) for p, g, path in owners]
     )
     levels = sigma.shape[1]
-    if noise == "rollout":
-        addresses = [Address(seed, "initial", iteration, p, g) for p, g, _ in identity for _ in range(levels)]
+    x0 = forest.latents
+    leaf = torch.arange(len(leaves)).repeat_interleave(levels)
+    if noise == "rollout" and forest.starts is not None:
+        drawn = forest.starts[leaf]
+    elif noise == "rollout":
+        own = [Address(seed, "initial", iteration, p, g) for p, g, _ in identity]
+        drawn = normals(own, x0.shape[1:]).to(x0.device)[leaf]
     else:
         addresses = [
             Address(seed, "forward noise", iteration, p, g, path, i if noise == "fresh" else 0)
             for p, g, path in owners
             for i in range(levels)
         ]
-    x0 = forest.latents
-    leaf = torch.arange(len(leaves)).repeat_interleave(levels)
-    return Samples(
+        drawn = normals(addresses, x0.shape[1:]).to(x0.device)
+    rows = Samples(
         x0=x0[leaf],
         sigma=sigma.flatten(),
-        noise=normals(addresses, x0.shape[1:]).to(x0.device),
+        noise=drawn,
         advantages=advantages.leaves[leaf],
         weight=torch.ones(len(leaf)),
         condition=forest.leaf_condition[leaf],
@@ -59,4 +66,21 @@ def samples(
         seed_group=leaves.seed_group[leaf],
         sample=leaves.sample[leaf],
         step=torch.arange(levels).repeat(len(leaves)),
+        regions=None if advantages.regions is None else advantages.regions[leaf],
     )
+    if not with_corrected or advantages.corrected is None:
+        return rows
+    wanted = advantages.corrected[leaf].to(x0)
+    known = wanted.flatten(1).isfinite().all(1).cpu()
+    again = replace(rows.index(known), x0=wanted[known.to(x0.device)])
+    again = replace(again, step=again.step + levels)
+    return together(
+        replace(rows, corrected=torch.zeros(len(rows), dtype=torch.bool)),
+        replace(again, corrected=torch.ones(len(again), dtype=torch.bool)),
+    )
+
+
+def together(one: Samples, other: Samples) -> Samples:
+    """The rows of both."""
+    columns = {field.name: (getattr(one, field.name), getattr(other, field.name)) for field in fields(one)}
+    return Samples(**{name: torch.cat(pair) for name, pair in columns.items() if pair[0] is not None})

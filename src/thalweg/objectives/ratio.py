@@ -60,6 +60,19 @@ def masked(
     return torch.where(dropped, 0, -advantages * ratio).sum(1), dropped.float().mean(1)
 
 
+def hinged(
+    log_ratio: Float[Tensor, " U"], advantages: Float[Tensor, "U R"], rows: Transitions, clip_range: float
+) -> tuple[Float[Tensor, " U"], Float[Tensor, " U"]]:
+    """Reward score matching's loss max(0, c |A| - A s² log rho) / (s Δ) added over rewards (arXiv:2604.17415;
+    jaylee2000/rsm, "fair clip 2"): linear up to a shift of the mean that is the same for all steps, where it
+    ends; and the share of rewards for which it has ended. Δ = sigma - sigma_next.
+    """
+    variance = (rows.std**2).to(log_ratio)[:, None]
+    scale = (rows.std * (rows.sigma - rows.sigma_next)).to(log_ratio)[:, None]
+    room = clip_range * advantages.abs() - advantages * variance * log_ratio[:, None]
+    return (room.relu() / scale).sum(1), ((room <= 0) & (advantages != 0)).float().mean(1)
+
+
 RatioKind = Literal["step", "unnormalized", "sum", "guard"]
 
 

@@ -3,15 +3,16 @@
     x = (1-σ) x0 + σ ε,      v = ε - x0,      l = <(v_θ - v)²>,      E = w l   (`regression`)
     E = (σ/p) [(l + c)^p - c^p],  c = 1e-10                                    (`huber`)
 
-<.> is a mean over latent elements and w has no gradient, so that ∇E = w ∇l in both. Only `elbo` is a bound of
-log p(x0), up to a constant that differences of two models cancel; the others have its sign and another
-scale. Shapes: B rows, ... latent axes.
+<.> is a mean over latent elements, weighted by m where a region m of them is looked at, and w has no
+gradient, so that ∇E = w ∇l in both. Only `elbo` is a bound of log p(x0), up to a constant that differences of
+two models cancel; the others have its sign and another scale. Shapes: B rows, ... latent axes.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -22,6 +23,9 @@ FLOOR = 1e-5
 """Least divisor of the adaptive weights, as NVlabs/DiffusionNFT has it."""
 SMOOTHING = 1e-10
 """c of `huber`, as scxue/advantage_weighted_matching has it."""
+
+Region = Float[Tensor, "B ..."] | None
+"""m: how much each latent element counts; axes of length 1 stand for all. None: all alike."""
 
 Weighting = Literal["uniform", "sigma", "x", "adaptive", "adaptive_velocity", "elbo"]
 
@@ -50,15 +54,19 @@ class Regression(Part):
     weighting: Weighting = "adaptive"
     """w: `uniform`, `sigma`, `x`, `adaptive`, `adaptive_velocity` or `elbo`."""
 
-    def weight(self, residual: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def weight(
+        self, residual: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], region: Region = None
+    ) -> Float[Tensor, " B"]:
         """w, without gradient. In float64: the divisor sets the scale of the whole row."""
-        mean_abs = residual.detach().flatten(1).double().abs().mean(1)
+        mean_abs = mean_over_latents(residual.detach().double().abs(), region)
         size = math.prod(residual.shape[1:])
         return WEIGHTS[self.weighting](mean_abs, sigma.to(mean_abs), size).to(residual.dtype)
 
-    def error(self, residual: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def error(
+        self, residual: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], region: Region = None
+    ) -> Float[Tensor, " B"]:
         """E of a residual v_θ - v."""
-        return self.weight(residual, sigma) * squared(residual)
+        return self.weight(residual, sigma, region) * squared(residual, region)
 
 
 class Huber(Part):
@@ -71,19 +79,32 @@ class Huber(Part):
     power: float = Field(default=0.25, gt=0, le=1)
     """p; 1 gives σ l."""
 
-    def weight(self, residual: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def weight(
+        self, residual: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], region: Region = None
+    ) -> Float[Tensor, " B"]:
         """dE/dl, without gradient."""
-        return sigma.to(residual) * (squared(residual.detach()) + SMOOTHING) ** (self.power - 1)
+        return sigma.to(residual) * (squared(residual.detach(), region) + SMOOTHING) ** (self.power - 1)
 
-    def error(self, residual: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def error(
+        self, residual: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], region: Region = None
+    ) -> Float[Tensor, " B"]:
         """E of a residual v_θ - v."""
-        rise = (squared(residual) + SMOOTHING) ** self.power - SMOOTHING**self.power
+        rise = (squared(residual, region) + SMOOTHING) ** self.power - SMOOTHING**self.power
         return sigma.to(residual) / self.power * rise
 
 
-def squared(difference: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+def squared(difference: Float[Tensor, "B ..."], region: Region = None) -> Float[Tensor, " B"]:
     """<d²>, a mean over latent elements."""
-    return difference.pow(2).flatten(1).mean(1)
+    return mean_over_latents(difference.pow(2), region)
+
+
+def mean_over_latents(values: Float[Tensor, "B ..."], region: Region = None) -> Float[Tensor, " B"]:
+    """The mean over latent elements, weighted by the region; 0 where it is empty."""
+    if region is None:
+        return values.flatten(1).mean(1)
+    weight = region.to(values).expand_as(values).flatten(1)
+    mass = weight.sum(1)
+    return (values.flatten(1) * weight).sum(1) / torch.where(mass == 0, 1, mass)
 
 
 Surrogate = Annotated[Regression | Huber, Field(discriminator="kind")]

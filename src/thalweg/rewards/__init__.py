@@ -1,6 +1,7 @@
 """How good the result is: one file a reward, named scores out."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -143,7 +144,8 @@ def without_infinite(scores: Scores) -> Scores:
     def known(values: Tensor) -> Tensor:
         return values.where(values.isfinite(), torch.nan)
 
-    return Scores(
+    return replace(
+        scores,
         leaves={name: known(v) for name, v in scores.leaves.items()},
         steps={name: tuple(known(v) for v in levels) for name, levels in scores.steps.items()},
         probes={name: known(v) for name, v in scores.probes.items()},

@@ -31,3 +31,10 @@ class WorldReward(Part):
         world = find_world(self.world)
         verdicts = [world.judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         return torch.tensor([float(v.strict) if self.strict else v.score for v in verdicts])
+
+    def marks(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, "B 1 H W"]:
+        """1 at the pixels that are to blame for a wrong answer."""
+        blame = find_world(self.world).blame
+        assert blame is not None  # the recipe was checked
+        found = [blame(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        return torch.stack(found)[:, None] if found else torch.zeros(0, 1, *images.shape[2:])

@@ -4,13 +4,23 @@ from thalweg.rollout.explore import Explore, rank_agreement
 from thalweg.rollout.grow import grow
 from thalweg.rollout.guidance import Guidance, Value
 from thalweg.rollout.perturbation import Perturbation
-from thalweg.rollout.plans import AllSteps, Branch, Candidates, Deterministic, Plan, Tree, Window
+from thalweg.rollout.plans import (
+    AllSteps,
+    Branch,
+    BranchBudget,
+    Candidates,
+    Deterministic,
+    Plan,
+    Tree,
+    Window,
+)
 from thalweg.rollout.root import Root
 from thalweg.rollout.settings import Rollout
 
 __all__ = [
     "AllSteps",
     "Branch",
+    "BranchBudget",
     "Candidates",
     "Deterministic",
     "Explore",

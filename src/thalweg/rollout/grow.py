@@ -4,6 +4,7 @@ All rows at one noise level move together: one network pass for each node that h
 the kernel or the solver to each child. Shapes: n rows of a level, r roots, ... latent axes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from thalweg.core.forest import Child, Forest, Layout, Leaves, Level, Roots
 from thalweg.core.noise import Address, normals
 from thalweg.core.values import Condition, Prompt
 from thalweg.flow import Memory, Transition
-from thalweg.models.contract import Policy
+from thalweg.models.contract import HasParts, Policy
 from thalweg.rollout.guidance import Value
 from thalweg.rollout.root import Root
 from thalweg.rollout.settings import Rollout
@@ -112,7 +113,8 @@ def grow(
             levels.append(
                 _level(layouts, step + 1, sigmas, nodes, parents, x, transition, keep_mean, keep_states)
             )
-    return _forest(levels, nodes, roots, prompts, condition)
+    parts = policy.parts if isinstance(policy, HasParts) else (math.prod(policy.latent_shape),)
+    return replace(_forest(levels, nodes, roots, prompts, condition), parts=parts)
 
 
 def _velocity(

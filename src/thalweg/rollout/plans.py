@@ -8,12 +8,12 @@ N denoising steps; `leaves` is how many samples one root shall end in.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
-from pydantic import Field, PositiveFloat, SerializeAsAny, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, SerializeAsAny, model_validator
 
 from thalweg.core.forest import Child, Layout
 from thalweg.core.noise import Address
@@ -269,13 +269,47 @@ class Branch(Part):
         edges = [i * candidates // self.num_branch_steps for i in range(self.num_branch_steps + 1)]
         shares = draw.uniform((self.num_branch_steps,)).tolist()
         steps = {a + int(u * (b - a)) for a, b, u in zip(edges[:-1], edges[1:], shares, strict=True)}
-        children = (Child(stochastic=True, trained=True, role=1),) * (leaves // self.num_branch_steps)
-        last = max(steps)
-        layout: list[dict[int, tuple[Child, ...]]] = []
-        for i in range(num_steps):
-            trunk = () if i > last else (children if i in steps else ()) + ((ODE,) if i < last else ())
-            layout.append({0: trunk, 1: (Child(stochastic=False, role=1),)})
-        return tuple(layout)
+        return _branched(num_steps, dict.fromkeys(steps, leaves // self.num_branch_steps))
+
+
+def _branched(num_steps: int, branches: Mapping[int, int]) -> Layout:
+    """A deterministic trunk to the last branch step, which puts out so many samples at each."""
+    last = max(branches)
+    layout: list[dict[int, tuple[Child, ...]]] = []
+    for i in range(num_steps):
+        children = (Child(stochastic=True, trained=True, role=1),) * branches.get(i, 0)
+        trunk = () if i > last else children + ((ODE,) if i < last else ())
+        layout.append({0: trunk, 1: (Child(stochastic=False, role=1),)})
+    return tuple(layout)
+
+
+class BranchBudget(Part):
+    """As `branch`, with a fixed number of samples from each step: more where the reward is decided (reward
+    score matching, arXiv:2604.17415; jaylee2000/rsm).
+    """
+
+    kind: Literal["branch_budget"] = "branch_budget"
+    branches: tuple[NonNegativeInt, ...]
+    """Samples that leave the trunk at each step, from noise on; later steps have none. The authors: 6, 6, 8,
+    10, 0, 0, 0, 0, 0, 6 of 10 steps.
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def layout(self, num_steps: int, leaves: int, draw: Address) -> Layout:
+        if sum(self.branches) != leaves or leaves == 0:
+            raise ValueError(
+                f"rollout.plan.branches={list(self.branches)} adds up to {sum(self.branches)}, but a seed "
+                f"group has {leaves} samples (group_size / seed_groups); make them equal"
+            )
+        if any(self.branches[num_steps - 1 :]):
+            raise ValueError(
+                f"rollout.plan.branches={list(self.branches)}: only the first {num_steps - 1} of "
+                f"rollout.steps={num_steps} steps can be trained; give 0 after them"
+            )
+        return _branched(num_steps, {i: count for i, count in enumerate(self.branches) if count})
 
 
 class Deterministic(Part):
@@ -340,7 +374,10 @@ def with_probes(layout: Layout) -> Layout:
 
 Plan = Annotated[
     SerializeAsAny[
-        Annotated[AllSteps | Window | Tree | Branch | Candidates | Deterministic, Field(discriminator="kind")]
+        Annotated[
+            AllSteps | Window | Tree | Branch | BranchBudget | Candidates | Deterministic,
+            Field(discriminator="kind"),
+        ]
     ],
     OWN_PART,
 ]

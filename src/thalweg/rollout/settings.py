@@ -1,6 +1,7 @@
 """The `rollout` section of a recipe: how many samples, over which noise levels, with which randomness."""
 
 from collections.abc import Collection
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,8 @@ from thalweg.rollout.finish import Finish
 from thalweg.rollout.guidance import Guidance
 from thalweg.rollout.perturbation import Perturbation
 from thalweg.rollout.plans import Plan, last_drawn, only_trained, with_probes
+
+Given = Literal["right", "spoiled"]
 
 
 class Rollout(Part):
@@ -48,6 +51,10 @@ class Rollout(Part):
     """Sample under varied conditions; training sees the original one (E2PO)."""
     explore: Explore | None = None
     """Choose the initial noises of an iteration among many by cheap samples (Sol-RL)."""
+    given: tuple[Given, ...] = ()
+    """Samples of each prompt that are given and not drawn, the first ones of its group: pictures by the
+    embedded world that are right, or the same ones spoiled in one thing. They cost no pass.
+    """
     weights: str = POLICY
     """The named weights that act."""
     finish: Finish | None = None
@@ -57,7 +64,13 @@ class Rollout(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Rollout":
-        if self.group_size % self.num_roots:
+        if len(self.given) > self.group_size:
+            raise ValueError(f"given={list(self.given)}: more than group_size={self.group_size}; give fewer")
+        if self.given and (self.plan.stochastic or self.explore is not None):
+            raise ValueError(
+                "given samples have no path and no noise to choose; use the plan deterministic, no explore"
+            )
+        if self.num_drawn % max(self.num_roots, 1):
             raise ValueError(
                 f"seed_groups={self.num_roots} does not divide group_size={self.group_size}; change "
                 "one of them"
@@ -125,7 +138,17 @@ class Rollout(Part):
     @property
     def num_roots(self) -> int:
         """Initial noises of one prompt."""
-        return self.seed_groups or self.group_size
+        return self.seed_groups or self.num_drawn
+
+    @property
+    def num_drawn(self) -> int:
+        """Samples of one prompt that the model makes."""
+        return self.group_size - len(self.given)
+
+    @property
+    def num_starts(self) -> int:
+        """Initial noises and given samples of one prompt: what is shared out over processes."""
+        return self.num_roots + len(self.given)
 
     @property
     def _per_prompt(self) -> bool:
@@ -172,4 +195,4 @@ class Rollout(Part):
         steps = self.steps if self.tail is not None else len(self.sigmas()) - 1
         slot = prompt_slot if self._per_prompt else 0
         draw = Address(seed, "selection", iteration, slot)
-        return self.plan.layout(steps, self.group_size // self.num_roots, draw)
+        return self.plan.layout(steps, self.num_drawn // self.num_roots if self.num_drawn else 1, draw)

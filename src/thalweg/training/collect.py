@@ -11,10 +11,13 @@ from thalweg.core.forest import Forest, Scores
 from thalweg.core.noise import Address
 from thalweg.core.processes import Processes
 from thalweg.core.values import Metrics, Prompt
+from thalweg.credit import BlameCredit
 from thalweg.models import Policy
 from thalweg.objectives.contract import PathwiseContract, keeps_mean
 from thalweg.rewards import Reward, finished, score, score_steps, total, value_of
+from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Deterministic, Rollout, Root, grow, rank_agreement
+from thalweg.training.given import with_given
 from thalweg.training.schema import Recipe
 
 
@@ -33,15 +36,16 @@ def collect(
     """Grow this process's part of the iteration's forest."""
     rollout, looks = recipe.rollout, None
     if rollout.explore is None:
-        roots = roots_of(len(asked), rollout.num_roots)
+        roots = roots_of(len(asked), rollout.num_starts)
     else:
         roots, looks = _explored(recipe, policy, asked, processes, iteration)
     value = None if rollout.guidance is None else value_of(recipe.rewards, rollout.guidance.reward)
     slots, mine = _share(roots, processes)
+    given = [root for root in mine if root.seed_group < len(rollout.given)]
     forest = grow(
         policy,
         [asked[s] for s in slots],
-        mine,
+        mine if not rollout.given else [root for root in mine if root.seed_group >= len(rollout.given)],
         rollout,
         seed=recipe.seed,
         iteration=iteration,
@@ -49,6 +53,8 @@ def collect(
         keep_states=isinstance(recipe.objective, PathwiseContract),
         value=value,
     )
+    if rollout.given:
+        forest = with_given(recipe, policy, forest, given, iteration)
     return Collected(forest, looks)
 
 
@@ -58,10 +64,16 @@ def judge(recipe: Recipe, policy: Policy, forest: Forest) -> Scores:
     probes = {}
     if len(forest.probe_node):
         probes = score(of_samples, policy.decode(forest.probe_latents), forest.probe_prompts)
+    made, marks = policy.decode(forest.latents), None
+    if isinstance(recipe.credit, BlameCredit):
+        judge_of_places = next(reward for reward in recipe.rewards if isinstance(reward, WorldReward))
+        assert isinstance(made, torch.Tensor)  # an embedded world's samples are images
+        marks = judge_of_places.marks(made, forest.leaf_prompts)
     return Scores(
-        leaves=score(of_samples, policy.decode(forest.latents), forest.leaf_prompts),
+        leaves=score(of_samples, made, forest.leaf_prompts),
         steps=score_steps(recipe.rewards, forest),
         probes=probes,
+        marks=marks,
     )
 
 

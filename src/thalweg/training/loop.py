@@ -279,14 +279,16 @@ def clip_metrics(recipe: Recipe, policy: Policy) -> Metrics:
 
 
 def summarise(recipe: Recipe, scores: dict[str, torch.Tensor], leaves: Leaves) -> Metrics:
-    """What an iteration's rewards say, over all processes."""
+    """What an iteration's rewards say, over all processes, of the model's own samples where it makes some."""
     reward = total(scores, finished(recipe.rewards)).double()
     groups = recipe.credit.groups(leaves)
     valid = ~reward.isnan()
     flat = [not bool((reward[(groups == g) & valid].diff() != 0).any()) for g in range(int(groups.max()) + 1)]
+    own = leaves.seed_group >= (len(recipe.rollout.given) if recipe.rollout.num_drawn else 0)
+    reward, valid = reward[own], valid[own]
     return {
         "reward": float(reward[valid].mean()),
-        **{f"reward/{name}": float(values.double().nanmean()) for name, values in scores.items()},
+        **{f"reward/{name}": float(values[own].double().nanmean()) for name, values in scores.items()},
         "reward_std": float(reward[valid].std(correction=0)),
         "zero_variance_fraction": sum(flat) / len(flat),
         "invalid_rewards": int((~valid).sum()),

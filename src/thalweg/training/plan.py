@@ -9,6 +9,7 @@ from thalweg.core.errors import UserError
 from thalweg.models import Policy
 from thalweg.objectives import ChunkRatio
 from thalweg.objectives.contract import PathwiseContract, keeps_mean
+from thalweg.training.given import inverts
 from thalweg.training.schema import Recipe
 from thalweg.training.units import WIDE
 from thalweg.training.weight_rules import Trained
@@ -52,11 +53,11 @@ def plan_of(
     recipe: Recipe, latent_elements: int, passes_per_velocity: int, weight_bytes: int, processes: int
 ) -> BatchPlan:
     """The batch plan of a model in numbers."""
-    roots = recipe.data.prompts_per_iteration * recipe.rollout.num_roots
+    roots = recipe.data.prompts_per_iteration * recipe.rollout.num_starts
     if roots % processes:
         raise UserError(
             f"data.prompts_per_iteration={recipe.data.prompts_per_iteration} x "
-            f"{recipe.rollout.num_roots} initial "
+            f"{recipe.rollout.num_starts} initial "
             f"noises do not split over {processes} processes: their product must be a multiple of {processes}"
         )
     sigma = recipe.rollout.sigmas(recipe.seed, 0)[:-1]
@@ -68,6 +69,8 @@ def plan_of(
         explore = recipe.rollout.explore
         looks = len(recipe.rollout.solver.grid(recipe.rollout.schedule.sigmas(explore.steps))) - 1
         passes += prompts * explore.pool * looks
+    if inverts(recipe):
+        passes += prompts * len(recipe.rollout.given) * len(sigma)
     samples = prompts * recipe.rollout.group_size
     levels = getattr(recipe.objective, "sigmas", None)
     if levels is None:
@@ -78,7 +81,8 @@ def plan_of(
             # On average: chunks that are drawn differ in size.
             of_sample *= recipe.objective.chunks_per_sample / len(recipe.objective.chunks)
     else:
-        of_sample = levels.num_sigmas
+        # Corrected samples are rows too; how many there are depends on the rewards.
+        of_sample = levels.num_sigmas * (2 if getattr(recipe.objective, "corrective_weight", 0) else 1)
     unit, others_of_sample = recipe.objective.unit, dict[str, int]()
     if isinstance(recipe.objective, PathwiseContract):
         steps = len(recipe.rollout.sigmas(recipe.seed, 0)) - 1

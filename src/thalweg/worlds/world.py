@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -42,5 +43,11 @@ class World:
     judge: Callable[[Float[Tensor, "C H W"], Prompt], Judgement]
     attributes: Callable[[Float[Tensor, "C H W"]], tuple[str, ...]]
     """Labels of what an image shows, for diversity."""
+    draw: Callable[[Prompt, np.random.Generator], Float[np.ndarray, "C H W"]]
+    """A picture in [0, 1] of what a prompt asks for."""
+    spoil: Callable[[Prompt, np.random.Generator], Float[np.ndarray, "C H W"]]
+    """The picture that `draw` makes of this generator, but for one thing that is wrong."""
+    blame: Callable[[Float[Tensor, "C H W"], Prompt], Float[Tensor, "H W"]] | None = None
+    """1 at the pixels for which an image misses its prompt, 0 elsewhere; all 0 where it is right."""
     scorer: Path | None = None
     """The shipped network that tells from noisy latents how a sample will turn out."""

@@ -309,6 +309,11 @@ class DiffusersPolicy:
             groups.setdefault(key, []).append(row)
         return [torch.tensor(rows) for rows in groups.values()] or [torch.arange(len(sigma))]
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Latent elements of each of the pipeline's latents."""
+        return tuple(math.prod(part) for part in self._parts)
+
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
         """The policy's latents from the pipeline's."""
         return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)

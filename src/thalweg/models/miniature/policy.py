@@ -139,3 +139,6 @@ class MiniaturePolicy:
 
     def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
         return (latents.cpu() * 0.5 + 0.5).clamp(0, 1)
+
+    def read(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B ..."]:
+        return (2 * images.float() - 1).to(self.device)

@@ -17,9 +17,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from thalweg.core.part import Part
 from thalweg.core.values import Samples
+from thalweg.objectives.advantage_map import optimality
 from thalweg.objectives.contract import Scalars, Unit
 from thalweg.objectives.rules.contract import Error, Terms
-from thalweg.objectives.rules.implicit import optimality
 from thalweg.objectives.segments import mean_over, segments
 
 Match = Literal["squares", "cross_entropy"]

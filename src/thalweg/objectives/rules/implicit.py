@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thalweg.core.part import Part
 from thalweg.core.values import Samples
+from thalweg.objectives.advantage_map import optimality
 from thalweg.objectives.contract import Scalars, Unit
 from thalweg.objectives.rules.contract import Error, Terms
 
@@ -51,8 +52,3 @@ class Implicit(Part):
         share = optimality(advantage, self.advantage_max)
         terms = share * scalars["positive"] + (1 - share) * scalars["negative"]
         return self.advantage_max / self.beta * terms, {}
-
-
-def optimality(advantage: Float[Tensor, " B"], limit: float) -> Float[Tensor, " B"]:
-    """r in [0, 1]: the advantage as the probability that a sample is a good one."""
-    return advantage.clamp(-limit, limit) / (2 * limit) + 0.5

@@ -7,7 +7,9 @@ A = ±1 for the best and the worst sample of a group and 0 for the others is DPO
 E_ref)_best - (E - E_ref)_worst]). With all samples and advantages that add up to 0 it is group DPO, whose
 partition functions cancel. S is formed at each noise level by itself. The authors of DGPO leave the factor
 beta out of the gradient: `divide_by_beta`. Their stop takes the gradient of samples away whose ratio
-exp(E_stop - E) has left [1-c, 1+c] on the side that A asks for. Shapes: B rows, ... latent axes.
+exp(E_stop - E) has left [1-c, 1+c] on the side that A asks for. A real anchor w E_best besides keeps the
+likelihood of the better sample itself from falling (RealAlign, arXiv:2605.19839). Shapes: B rows, ... latent
+axes.
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -38,6 +40,8 @@ class Preference(Part):
     """Leave the slope of the first step as it is for every beta."""
     reference: str = "reference"
     """Named weights that the preference is measured from."""
+    imitation_weight: float = Field(default=0.0, ge=0)
+    """w: plain regression on the best sample of a pair."""
     stop_range: PositiveFloat | None = None
     """c; None stops nothing."""
     stop: str = "ema"
@@ -47,6 +51,8 @@ class Preference(Part):
     def _stoppable(self) -> "Preference":
         if self.among == "pair" and self.stop_range is not None:
             raise ValueError("stop_range acts on groups alone; use among=group, or leave it out")
+        if self.among == "group" and self.imitation_weight > 0:
+            raise ValueError("imitation_weight acts on pairs alone; use among=pair, or leave it out")
         return self
 
     @property
@@ -85,4 +91,5 @@ class Preference(Part):
         report["preference_accuracy"] = (margin.detach() < 0).to(error.dtype)
         for name, of in {"better": advantage > 0, "worse": advantage < 0}.items():
             report[f"error_change/{name}"] = mean_over(change.detach(), rows.weight * of, level)
-        return terms / self.beta if self.divide_by_beta else terms, report
+        terms = terms / self.beta if self.divide_by_beta else terms
+        return terms + self.imitation_weight * (advantage > 0) * error, report

@@ -3,9 +3,9 @@ arXiv:2602.04663; jaemoo-choi/rethinking-diffusion-rl).
 
     L = q (A - c d) E,      d = sg[E_old - E],  q = exp(d)
 
-c = 0 is EPG, c = 1 PEPG. PAR, q/2 (A - (E_old - E))² with q detached, has exactly PEPG's gradient. Without
-`old`, q = 1 and d = 0: weighted regression, to be held back by pulls (AdvantageFlow, arXiv:2605.26013).
-Shapes: B rows, ... latent axes.
+c = 0 is EPG, c = 1 PEPG, whose gradient is also that of PAR (`residual`). Without `old`, q = 1 and d = 0:
+weighted regression, to be held back by pulls (AdvantageFlow, arXiv:2605.26013). Shapes: B rows, ... latent
+axes.
 """
 
 from collections.abc import Mapping

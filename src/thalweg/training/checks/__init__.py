@@ -9,6 +9,7 @@ from thalweg.training.checks.data import streamed, without_a_world
 from thalweg.training.checks.densities import ON_PATH, densities
 from thalweg.training.checks.forward import forward
 from thalweg.training.checks.parallel import sharded
+from thalweg.training.checks.given import given
 from thalweg.training.checks.pathwise import pathwise
 from thalweg.training.checks.selection import selection
 from thalweg.training.checks.units import whole_groups
@@ -25,6 +26,7 @@ def across_sections(recipe: Recipe) -> list[str]:
         problems += without_a_world(recipe)
     if isinstance(objective, ON_PATH):
         problems += densities(recipe)
+    problems += given(recipe)
     problems += credited(recipe)
     problems += selection(recipe)
     if isinstance(objective, Forward):

@@ -1,11 +1,15 @@
 """What a credit reads and the rollout or the rewards do not give, or give in vain."""
 
 from thalweg.core.names import nearest
-from thalweg.credit import DenseCredit, ProcessCredit, TreeCredit
+from thalweg.credit import BlameCredit, DenseCredit, ProcessCredit, RoutedCredit, TreeCredit
+from thalweg.models import MiniatureModel
+from thalweg.objectives import Forward
 from thalweg.rewards import judges_steps
+from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Candidates, Tree
 from thalweg.training.schema import Recipe
 from thalweg.training.units import WIDE
+from thalweg.worlds import WORLDS, find_world
 
 
 def credited(recipe: Recipe) -> list[str]:
@@ -51,6 +55,10 @@ def credited(recipe: Recipe) -> list[str]:
             "rollout.plan.kind: 'candidates' end where they are judged; use credit {kind: process, compare: "
             "siblings}"
         )
+    if isinstance(credit, RoutedCredit):
+        problems += _routed(recipe, credit)
+    if isinstance(credit, BlameCredit):
+        problems += _blame(recipe)
     if rollout.guidance is not None and rollout.guidance.reward not in of_steps:
         problems.append(
             f"rollout.guidance.reward='{rollout.guidance.reward}': no reward of noisy states is called that"
@@ -65,3 +73,43 @@ def credited(recipe: Recipe) -> list[str]:
             "{kind: scorer, at: steps}"
         )
     return problems
+
+
+def _blame(recipe: Recipe) -> list[str]:
+    """What keeps credit from a place, or the objective from taking it there."""
+    problems, judges = [], [reward for reward in recipe.rewards if isinstance(reward, WorldReward)]
+    if not judges or find_world(judges[0].world).blame is None:
+        able = ", ".join(world.name for world in WORLDS.values() if world.blame)
+        problems.append(
+            "credit.kind: 'blame' asks the judge of a world where a sample fails; add a reward {kind: world} "
+            f"of one that can tell: {able}"
+        )
+    if not isinstance(recipe.model, MiniatureModel):
+        problems.append(
+            f"credit.kind: 'blame' marks pixels of pictures, which the model '{recipe.model.kind}' does not "
+            "make alone; use the model miniature"
+        )
+    return problems + _regional(recipe)
+
+
+def _routed(recipe: Recipe, credit: RoutedCredit) -> list[str]:
+    """What keeps rewards from their parts."""
+    there = [reward.name for reward in recipe.rewards]
+    problems = [
+        f"credit.parts: no reward is called '{name}'{nearest(name, there)}; add it, or leave it out"
+        for part in credit.parts
+        for name in part
+        if name not in there
+    ]
+    return problems + _regional(recipe)
+
+
+def _regional(recipe: Recipe) -> list[str]:
+    """What keeps the objective from taking credit to a place."""
+    objective = recipe.objective
+    if isinstance(objective, Forward) and objective.unit in ("row", "sample"):
+        return []
+    return [
+        f"credit.kind: '{recipe.credit.kind}' credits places of finished samples; use an objective of kind "
+        "forward whose rule looks at samples by themselves, such as implicit"
+    ]

@@ -1,5 +1,6 @@
 """Objectives over finished samples: noise levels, noise and anchors."""
 
+from thalweg.credit import BlameCredit
 from thalweg.objectives import Forward
 from thalweg.objectives.sigma_draw import Grid
 from thalweg.training.schema import Recipe
@@ -12,6 +13,16 @@ def forward(objective: Forward, recipe: Recipe) -> list[str]:
         problems.append(
             f"objective.noise='rollout': the plan '{recipe.rollout.plan.kind}' draws more noise than a "
             "sample starts from; use the plan deterministic, or noise=fresh"
+        )
+    if objective.corrective_weight > 0 and not isinstance(recipe.credit, BlameCredit):
+        problems.append(
+            f"objective.corrective_weight={objective.corrective_weight:g}: credit '{recipe.credit.kind}' "
+            "corrects no sample; use credit {kind: blame}, or 0"
+        )
+    if objective.corrective_weight > 0 and objective.unit != "row":
+        problems.append(
+            f"objective.corrective_weight: corrected rows stand by themselves, and the rule "
+            f"'{objective.rule.kind}' spans several; use implicit, weighted or residual, or 0"
         )
     if isinstance(sigmas, Grid):
         levels = len(sigmas.candidates(len(recipe.rollout.sigmas(recipe.seed, 0)) - 1))

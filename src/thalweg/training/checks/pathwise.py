@@ -9,7 +9,7 @@ from thalweg.objectives import (
     AdjointMatchingODE,
     DistributionMatching,
     RewardGradient,
-    TrajectoryShaping,
+    ScoreMatching,
 )
 from thalweg.objectives.adjoint import memory_of_noise
 from thalweg.objectives.routes import LastSteps, Leap
@@ -40,10 +40,7 @@ def pathwise(objective: Any, recipe: Recipe) -> list[str]:
             f"rollout.solver: '{rollout.solver.kind}', and objective '{kind}' takes the steps of euler up "
             "again; use euler"
         )
-    follows = isinstance(
-        objective, RewardGradient | AdjointMatchingODE | DistributionMatching | TrajectoryShaping
-    )
-    if follows and rollout.plan.stochastic:
+    if not isinstance(objective, AdjointMatching) and rollout.plan.stochastic:
         problems.append(
             f"objective.kind: '{kind}' follows the flow, and the plan '{rollout.plan.kind}' draws steps; use "
             "the plan deterministic"
@@ -55,12 +52,11 @@ def pathwise(objective: Any, recipe: Recipe) -> list[str]:
         if isinstance(last, Leap) and steps < 2:
             problems.append(f"rollout.steps={steps}: two leaps start from two steps; give 2 or more")
     if (
-        isinstance(last, LastSteps | AdjointMatchingODE | DistributionMatching)
+        isinstance(last, LastSteps | AdjointMatchingODE | DistributionMatching | ScoreMatching)
         and (last.num_steps or 0) > steps
     ):
         problems.append(
-            f"{place}.num_steps={last.num_steps}: the rollout has only {steps} steps; give fewer, or null "
-            "for all"
+            f"{place}.num_steps={last.num_steps}: the rollout has only {steps} steps; give at most as many"
         )
     if isinstance(objective, DistributionMatching) and objective.diversity is not None and steps < 2:
         problems.append(

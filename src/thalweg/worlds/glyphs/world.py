@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.core.values import Prompt
-from thalweg.worlds.glyphs.drawing import HEIGHT, WIDTH
-from thalweg.worlds.glyphs.font import tokenize
+from thalweg.worlds.glyphs.drawing import HEIGHT, WIDTH, draw
+from thalweg.worlds.glyphs.font import ALPHABET, tokenize
 from thalweg.worlds.glyphs.prompts import held_out_prompts, training_prompts
 from thalweg.worlds.glyphs.reader import Verdict, check, read
 from thalweg.worlds.world import World
@@ -24,6 +25,20 @@ def labels(image: Float[Tensor, "C H W"]) -> tuple[str, ...]:
     return (f"{reading.ink} ink", *reading.text)
 
 
+def picture(prompt: Prompt, rng: np.random.Generator) -> Float[np.ndarray, "C H W"]:
+    """One random picture of the string in the prompt's metadata."""
+    return draw(prompt.metadata["text"], rng)
+
+
+def spoiled(prompt: Prompt, rng: np.random.Generator) -> Float[np.ndarray, "C H W"]:
+    """The same picture with one letter that was not asked for."""
+    text = prompt.metadata["text"]
+    choose = np.random.Generator(rng.bit_generator.jumped())  # type: ignore[attr-defined]
+    at = int(choose.integers(len(text)))
+    others = ALPHABET.replace(text[at], "")
+    return draw(text[:at] + others[int(choose.integers(len(others)))] + text[at + 1 :], rng)
+
+
 GLYPHS = World(
     name="glyphs",
     summary="two to four letters to be written: an OCR task in 8x20 pixels",
@@ -34,4 +49,6 @@ GLYPHS = World(
     tokenize=tokenize,
     judge=judge,
     attributes=labels,
+    draw=picture,
+    spoil=spoiled,
 )

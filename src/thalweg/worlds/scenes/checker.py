@@ -13,6 +13,7 @@ from functools import cache
 from itertools import product
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
@@ -221,3 +222,26 @@ def check(image: Float[Tensor, "3 16 16"], specification: Specification) -> Verd
     )
     score = sum(terms) / len(terms)
     return Verdict(all(term == 1 for term in terms), score, objects)
+
+
+def blame(image: Float[Tensor, "3 16 16"], specification: Specification) -> Float[Tensor, "16 16"]:
+    """1 at objects that answer nothing asked for, with a pixel around them; at the whole image where a
+    failure has no place of its own, as a missing object or a wrong background has none.
+    """
+    verdict = check(image, specification)
+    marked = torch.zeros(CANVAS, CANVAS)
+    if verdict.strict:
+        return marked
+    wrong = [found for found in verdict.objects if not _is_asked(found, specification)]
+    for top, left, size in (found.box for found in wrong):
+        marked[max(top - 1, 0) : top + size + 1, max(left - 1, 0) : left + size + 1] = 1
+    return marked if wrong else torch.ones(CANVAS, CANVAS)
+
+
+def _is_asked(found: Found, specification: Specification) -> bool:
+    return any(
+        found.shape == item["shape"]
+        and (found.color == item["color"] if item["color"] else found.color is not None)
+        and (not item["size"] or has_size(found, item["size"]))
+        for item in specification["objects"]
+    )

@@ -1,0 +1,140 @@
+"""Samples that are given and not drawn: what offline and half-online preference learns from.
+
+An embedded world draws pictures that are right, and the same ones spoiled in one thing; they stand first in
+the group of their prompt and are judged and credited like the model's own. Where the objective noises samples
+with the noise they came from, that of a given one is worked out by following the flow from data to noise
+(Diffusion-APO, arXiv:2605.07503). Shapes: B leaves, g given ones among them, M levels, ... latent axes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.core.forest import Forest, Leaves, Level, Roots
+from thalweg.core.noise import Address, normals
+from thalweg.core.values import Condition
+from thalweg.flow.broadcast import over_latents
+from thalweg.models import Policy
+from thalweg.models.contract import ReadsImages
+from thalweg.objectives import Forward
+from thalweg.rollout import Root
+from thalweg.rollout.grow import LEAVES_PER_ROOT
+from thalweg.training.schema import Recipe
+from thalweg.worlds import find_world
+
+
+def inverts(recipe: Recipe) -> bool:
+    """Whether the noise of given samples is worked out."""
+    return (
+        bool(recipe.rollout.given)
+        and isinstance(recipe.objective, Forward)
+        and recipe.objective.noise == "rollout"
+    )
+
+
+@torch.no_grad()
+def with_given(
+    recipe: Recipe, policy: Policy, forest: Forest, roots: Sequence[Root], iteration: int
+) -> Forest:
+    """The forest with the given samples of these roots before its own leaves."""
+    x0 = _pictures(recipe, policy, forest, roots, iteration)
+    count, last = len(roots), forest.levels[-1]
+
+    def first(new: Sequence[int], old: Tensor) -> Tensor:
+        return torch.cat([torch.tensor(new, dtype=torch.int64), old])
+
+    ends = [root.number * LEAVES_PER_ROOT for root in roots]
+    leaves, condition = forest.leaves, [root.condition for root in roots]
+    levels = [_longer(level, count, is_first=at == 0) for at, level in enumerate(forest.levels[:-1])]
+    levels.append(
+        replace(
+            _longer(last, count),
+            end=first(ends, last.end),
+            latents=torch.cat([x0.to(last.latents), last.latents]),
+            row=first(range(count), torch.where(last.row < 0, last.row, last.row + count)),
+        )
+    )
+    grown = replace(
+        forest,
+        levels=tuple(levels),
+        roots=Roots(
+            prompt_slot=first([root.prompt_slot for root in roots], forest.roots.prompt_slot),
+            seed_group=first([root.seed_group for root in roots], forest.roots.seed_group),
+            condition=first(condition, forest.roots.condition),
+        ),
+        leaves=Leaves(
+            prompt_slot=first([root.prompt_slot for root in roots], leaves.prompt_slot),
+            seed_group=first([root.seed_group for root in roots], leaves.seed_group),
+            fork_step=first([-1] * count, leaves.fork_step),
+            sample=first(ends, leaves.sample),
+        ),
+        leaf_node=first(range(count), forest.leaf_node + count),
+    )
+    if not inverts(recipe):
+        return grown
+    own = zip(leaves.prompt_slot.tolist(), leaves.seed_group.tolist(), strict=True)
+    initial = normals([Address(recipe.seed, "initial", iteration, p, g) for p, g in own], x0.shape[1:])
+    here = forest.condition.index(torch.tensor(condition, dtype=torch.int64))
+    worked_out = inverted(recipe, policy, x0, here)
+    return replace(grown, starts=torch.cat([worked_out, initial.to(worked_out)]))
+
+
+def inverted(
+    recipe: Recipe, policy: Policy, x0: Float[Tensor, "g ..."], condition: Condition
+) -> Float[Tensor, "g ..."]:
+    """The noise that the flow of the rollout's weights would have led to these samples from: Euler steps over
+    the rollout's levels, backwards.
+    """
+    x, parts = x0, list[Tensor]()
+    levels = recipe.rollout.sigmas(recipe.seed, 0).flip(0)
+    with policy.weights.use(recipe.rollout.weights):
+        for rows in torch.arange(len(x0)).split(recipe.rollout.micro_batch):
+            x = x0[rows.to(x0.device)]
+            for sigma, noisier in pairwise(levels):
+                velocity = policy.velocity(x, sigma.expand(len(x)), condition.index(rows))
+                x = x + over_latents(noisier - sigma, x) * velocity
+            parts.append(x)
+    return torch.cat(parts) if parts else x0
+
+
+def _pictures(
+    recipe: Recipe, policy: Policy, forest: Forest, roots: Sequence[Root], iteration: int
+) -> Float[Tensor, "g ..."]:
+    """Latents of what the world draws. The n-th right picture and the n-th spoiled one of a prompt are drawn
+    alike.
+    """
+    assert recipe.model.world is not None and isinstance(policy, ReadsImages)  # the recipe was checked
+    world, kinds = find_world(recipe.model.world), recipe.rollout.given
+    draws = {"right": world.draw, "spoiled": world.spoil}
+    images = [torch.zeros(0, *world.image_shape)]
+    for root in roots:
+        kind = kinds[root.seed_group]
+        turn = kinds[: root.seed_group].count(kind)
+        rng = Address(recipe.seed, "given", iteration, root.prompt_slot, turn).generator()
+        images.append(torch.from_numpy(draws[kind](forest.prompts[root.condition], rng)).float()[None])
+    return policy.read(torch.cat(images))
+
+
+def _longer(level: Level, count: int, *, is_first: bool = False) -> Level:
+    """The level with so many nodes before its own, of which nothing is known: the way of given samples."""
+
+    def first(value: int | float, column: Tensor) -> Tensor:
+        return torch.cat([column.new_full((count,), value), column])
+
+    own = torch.arange(count)
+    return replace(
+        level,
+        parent=first(-1, level.parent) if is_first else torch.cat([own, level.parent + count]),
+        root=torch.cat([own, level.root + count]),
+        end=first(-1, level.end),
+        trained=first(False, level.trained),
+        k=first(0.0, level.k),
+        std=first(0.0, level.std),
+        log_prob=first(torch.nan, level.log_prob),
+        row=first(-1, level.row),
+        depth=first(0, level.depth),
+    )
