@@ -728,7 +728,72 @@ def ltx() -> Any:
     )
 
 
+def _unet(width: int, **options: Any) -> diffusers.UNet2DConditionModel:
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=width,
+        norm_num_groups=4,
+        **options,
+    )
+
+
+def ddim(**options: Any) -> diffusers.DDIMScheduler:
+    """The table of Stable Diffusion 1.5, ending at the data."""
+    table = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return diffusers.DDIMScheduler(**{**table, "clip_sample": False, "steps_offset": 1, **options})
+
+
+def sd15(**scheduler: Any) -> Any:
+    clip = tokenizers.clip()
+    return diffusers.StableDiffusionPipeline(
+        unet=_unet(32, attention_head_dim=4),
+        scheduler=ddim(**scheduler),
+        vae=image_vae(),
+        text_encoder=transformers.CLIPTextModel(clip_config(clip)),
+        tokenizer=clip,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl() -> Any:
+    first, second = tokenizers.clip(), tokenizers.clip()
+    return diffusers.StableDiffusionXLPipeline(
+        unet=_unet(
+            64,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+        ),
+        # As it is released: another sampler over the same table.
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        vae=image_vae(),
+        text_encoder=transformers.CLIPTextModel(clip_config(first)),
+        tokenizer=first,
+        text_encoder_2=transformers.CLIPTextModelWithProjection(clip_config(second)),
+        tokenizer_2=second,
+    )
+
+
 PICTURE = {"height": SIZE, "width": SIZE, "precision": "float32", "max_sequence_length": 64}
+NOISE = {"height": SIZE, "width": SIZE, "precision": "float32"}
+"""Stable Diffusion's text encoders have a length of their own."""
 
 GRADIENT = Image.linear_gradient("L").resize((SIZE, SIZE)).convert("RGB")
 PLAIN_LTX2 = {
@@ -808,6 +873,22 @@ TINY: dict[str, Tiny] = {
         stock_is_wrong_in_batches=True,
     ),
     # No line of ours knows these.
+    "sd15": Tiny(seeded(sd15), {**NOISE, "guidance_scale": 3.0}),
+    "sd15_v": Tiny(
+        seeded(lambda: sd15(prediction_type="v_prediction", timestep_spacing="trailing")),
+        {**NOISE, "guidance_scale": 5.0},
+        {"guidance_rescale": 0.7},
+    ),
+    "sd15_x0": Tiny(seeded(lambda: sd15(prediction_type="sample")), {**NOISE, "guidance_scale": 1.0}),
+    "sd15_zero_snr": Tiny(
+        seeded(
+            lambda: sd15(
+                prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
+            )
+        ),
+        {**NOISE, "guidance_scale": 5.0},
+    ),
+    "sdxl": Tiny(seeded(sdxl), {**NOISE, "guidance_scale": 5.0}),
     "chroma": Tiny(seeded(chroma), {**PICTURE, "guidance_scale": 3.0}),
     "aura_flow": Tiny(seeded(aura_flow), {**PICTURE, "guidance_scale": 3.0}),
     "lumina2": Tiny(seeded(lumina2), {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 200}),

@@ -78,6 +78,22 @@ def test_an_iteration_moves_the_adapters(recipe, name, reward, settings_of, tmp_
     assert torch.isfinite(torch.tensor(line["reward"]))
 
 
+@pytest.mark.parametrize("recipe", ["flow-grpo", "mix-grpo", "diffusion-nft"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_pipelines_that_predict_noise_train_by_their_full_size_recipes(recipe, name, settings_of, tmp_path):
+    small = {key: value for key, value in settings_of(name).items() if key != "rollout.steps"}
+    few = {"rewards": ["brightness"], "rollout.steps": 5, "rollout.micro_batch": 8, "optim.micro_batch": 8}
+    loaded = load_recipe(
+        f"{name}/{recipe}",
+        small | few | {"objective.sigmas.num_sigmas": 3} if "nft" in recipe else small | few,
+    )
+    assert loaded.rollout.schedule.kind == "variance_preserving"
+    run = train(loaded, tmp_path / "run")
+    line = next(m for m in metrics_of(run) if m["event"] == "train")
+    assert line["grad_norm"] > 0
+    assert line["ratio_deviation"] < 1e-6  # rows of an update stand at several levels, of the rollout at one
+
+
 def test_a_stored_run_draws_videos_and_goes_on(settings_of, tmp_path, thalweg):
     overrides = settings_of("wan") | {"rewards": ["brightness"]}
     run = train(load_recipe("flow-grpo", overrides), tmp_path / "run")

@@ -30,8 +30,12 @@ def add_adapters(networks: Mapping[str, nn.Module], lora: Adapters | None) -> di
 
 
 def repeated_linears(network: nn.Module) -> list[str]:
-    """Names of the linear layers inside the blocks of the network."""
-    blocks = [name for name, child in network.named_children() if isinstance(child, nn.ModuleList)]
+    """Names of the linear layers inside the blocks of the network; a U-Net's middle one is no list."""
+    blocks = [
+        name
+        for name, child in network.named_children()
+        if isinstance(child, nn.ModuleList) or name == "mid_block"
+    ]
     return [
         name
         for name, module in network.named_modules()

@@ -24,6 +24,7 @@ from thalweg.models.diffusers.adapters import add_adapters, save_adapters
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.pipelines import arguments, networks, read_image
+from thalweg.models.diffusers.readings import VELOCITIES, FlowReading, Reading, discrete
 from thalweg.models.diffusers.seam import Seam, Stopped
 from thalweg.models.weights import NamedWeights
 
@@ -116,7 +117,8 @@ class DiffusersPolicy:
         rows = self._some_condition.repeat(len(latents))
         self.pipeline.scheduler.hold(None)
         outputs = self._stock(latents.to(self.device), rows.tensors, output_type="pt")
-        return tuple(output.detach().float().cpu() for output in outputs if output is not None)
+        # Beside images, Stable Diffusion 1.5 returns what its safety checker says.
+        return tuple(output.detach().float().cpu() for output in outputs if isinstance(output, Tensor))
 
     def _call(
         self, x: Tensor | None, sigma: Tensor, rows: Mapping[str, Tensor]
@@ -233,17 +235,11 @@ class DiffusersPolicy:
         if scheduler is None or "num_train_timesteps" not in scheduler.config:
             raise UserError(
                 f"model: the scheduler of {type(self.pipeline).__name__} cannot be replaced; only pipelines "
-                "with one flow scheduler can be trained"
+                "with one scheduler of timesteps can be trained"
             )
-        if scheduler.config.get("prediction_type", "flow_prediction") != "flow_prediction" and not (
-            scheduler.config.get("use_flow_sigmas", False)
-        ):
-            raise UserError(
-                f"model: {type(self.pipeline).__name__} predicts "
-                f"'{scheduler.config['prediction_type']}'; only flow pipelines, which predict a velocity, "
-                "can be trained"
-            )
-        self.pipeline.scheduler = Seam.from_config(scheduler.config)
+        seam: Any = Seam.from_config(scheduler.config)
+        seam.reading = _reading_of(self.pipeline)
+        self.pipeline.scheduler = seam
 
     def _look_at_the_pipeline(self) -> None:
         """Learn the shape and dtype of states, the slots of conditions and the passes of a velocity."""
@@ -316,6 +312,21 @@ class DiffusersPolicy:
             return [x]
         sizes = [math.prod(part) for part in self._parts]
         return [flat.unflatten(1, part) for flat, part in zip(x.split(sizes, 1), self._parts, strict=True)]
+
+
+def _reading_of(pipeline: Any) -> Reading:
+    """How the network is asked, by the scheduler that was saved with it."""
+    scheduler, config = pipeline.scheduler, pipeline.scheduler.config
+    prediction = config.get("prediction_type", "flow_prediction")
+    if prediction == "flow_prediction" or config.get("use_flow_sigmas", False):
+        return FlowReading(config["num_train_timesteps"])
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if prediction not in VELOCITIES or table is None or config.get("timestep_type") == "continuous":
+        raise UserError(
+            f"model: {type(pipeline).__name__} with {type(scheduler).__name__} (prediction_type "
+            f"'{prediction}') is neither a flow nor has it DDPM's table of timesteps; it cannot be trained"
+        )
+    return discrete(table, prediction)
 
 
 @contextmanager
