@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.values import Condition, Media, Prompt
+from thalweg.core.values import Condition, Media, Metrics, Prompt
 from thalweg.models.weights import NamedWeights
 
 
@@ -59,6 +59,15 @@ class Embeds(Protocol):
         """The condition with floating `embedding` (B, L, D), which `velocity` then reads in place of the
         prompt's own, and `content` (B, L), 1 at tokens that carry meaning.
         """
+        ...
+
+
+@runtime_checkable
+class EncodesAhead(Protocol):
+    """A policy that may want all prompts of a run before it starts."""
+
+    def encode_ahead(self, prompts: Sequence[Prompt]) -> Metrics:
+        """What was done, in numbers; empty where nothing was."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusers.models.transformers.ace_step_transformer import AceStepTransforme
 from diffusers.pipelines.ace_step.modeling_ace_step import AceStepConditionEncoder
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
 from PIL import Image
 from torch import nn
@@ -255,9 +256,11 @@ def qwen_image() -> Any:
     )
 
 
-def qwen_image_edit() -> Any:
-    """Needs torchvision. The pipeline resizes to 1024 x 1024 pixels whatever it is asked; here to 32 x 32."""
+def qwen_image_edit(plus: bool = False) -> Any:
+    """Needs torchvision. The pipelines resize to 1024 x 1024 pixels whatever they are asked; here to 32 x 32."""
     pipeline_qwenimage_edit.calculate_dimensions = lambda area, ratio: (SIZE, SIZE, None)
+    pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE = SIZE * SIZE
+    pipeline_qwenimage_edit_plus.CONDITION_IMAGE_SIZE = 56 * 56
     text_to_image = qwen_image()
     parts = {name: getattr(text_to_image, name) for name in text_to_image.components}
     sizes = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
@@ -267,7 +270,8 @@ def qwen_image_edit() -> Any:
         video_processor=transformers.Qwen2VLVideoProcessor(),
         chat_template=tokenizers.CHAT,
     )
-    return diffusers.QwenImageEditPipeline(processor=processor, **parts)
+    kind = diffusers.QwenImageEditPlusPipeline if plus else diffusers.QwenImageEditPipeline
+    return kind(processor=processor, **parts)
 
 
 def z_image() -> Any:
@@ -895,9 +899,10 @@ TINY: dict[str, Tiny] = {
     "ltx": Tiny(seeded(ltx), {**PICTURE, "num_frames": 9, "guidance_scale": 3.0}),
 }
 if find_spec("torchvision") is not None:
-    TINY["qwen_image_edit"] = Tiny(
-        seeded(qwen_image_edit),
-        {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 1024},
-        {"image": GRADIENT, "negative_prompt": " "},
-        stock_is_wrong_in_batches=True,
-    )
+    for plus in (False, True):
+        TINY["qwen_image_edit" + "_plus" * plus] = Tiny(
+            seeded(partial(qwen_image_edit, plus)),
+            {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 1024},
+            {"image": GRADIENT, "negative_prompt": " "},
+            stock_is_wrong_in_batches=True,
+        )

@@ -108,6 +108,27 @@ def test_a_stored_run_draws_videos_and_goes_on(settings_of, tmp_path, thalweg):
     assert [m["iteration"] for m in metrics_of(run) if m["event"] == "train"] == [1, 2]
 
 
+def test_a_run_may_give_its_encoders_back_and_is_the_same_run(settings_of, tmp_path):
+    runs = []
+    for name, extra in {
+        "kept": {},
+        "released": {"model.release_encoders": True, "model.embedding_cache": str(tmp_path / "cache")},
+    }.items():
+        settings = settings_of("sd3") | {"rewards": ["brightness"]} | extra
+        runs.append(metrics_of(train(load_recipe("flow-grpo", settings), tmp_path / name)))
+    kept, released = ([m for m in lines if m["event"] == "train"][0] for lines in runs)
+    assert released["reward"] == kept["reward"] and released["grad_norm"] == kept["grad_norm"]
+    first = runs[1][0]
+    assert first["event"] == "encoded" and first["prompts"] == 3 and first["memory/released_mb"] > 0
+    streamed = settings_of("sd3") | {
+        "model.release_encoders": True,
+        "data.streaming": True,
+        "rewards": ["brightness"],
+    }
+    with pytest.raises(UserError, match="release_encoders encodes all prompts at the start"):
+        load_recipe("flow-grpo", streamed)
+
+
 def test_adapters_of_another_network_are_refused(settings_of, tmp_path):
     run = train(load_recipe("flow-grpo", settings_of("sd3") | {"rewards": ["brightness"]}), tmp_path / "run")
     other = settings_of("flux") | {"rewards": ["brightness"], "init": str(run.path)}

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from inspect import unwrap
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from thalweg.core.errors import UserError
-from thalweg.core.values import Condition, Media, Prompt
+from thalweg.core.values import Condition, Media, Metrics, Prompt
 from thalweg.models.contract import Passes
 from thalweg.models.diffusers import conditions
 from thalweg.models.diffusers.adapters import add_adapters, save_adapters
+from thalweg.models.diffusers.embedding_cache import EmbeddingCache, digest_of_tensors, key_of
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.pipelines import arguments, networks, read_image
@@ -32,7 +34,9 @@ IMAGE = "image"
 """The column with the number of a row's condition image; rows of one call share it."""
 NEGATIVE = "negative_prompt"
 REMEMBERED_PROMPTS = 1024
-"""Encoded prompts that stay in memory, of the CPU, while the text encoders could encode them again."""
+"""Encoded prompts that stay in memory, of the CPU, while they could be encoded or read again."""
+REMEMBERED_IMAGES = 64
+"""Condition images whose latents stay on the device."""
 
 
 class DiffusersPolicy:
@@ -50,10 +54,16 @@ class DiffusersPolicy:
         self._encoded: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
         self._images: dict[str | None, Any] = {}
         """Condition images by path, in the order of their numbers."""
+        self._image_latents: OrderedDict[Hashable, Any] = OrderedDict()
+        """What the pipeline's VAE made of them."""
         self._slots: list[conditions.Slot] = []
+        self._cache: EmbeddingCache | None = None
         self._replace_scheduler()
         with torch.no_grad():
             self._look_at_the_pipeline()
+        if model.embedding_cache is not None:
+            self._cache = EmbeddingCache(Path(model.embedding_cache))
+            self._encoders = digest_of_tensors(self._some_condition.tensors)
         parameters = add_adapters(self.networks, model.lora)
         self.weights = NamedWeights(parameters)
         if model.gradient_checkpointing:
@@ -66,19 +76,40 @@ class DiffusersPolicy:
         one, and what else its family asks for.
         """
         rows = [self._encode_one(prompt) for prompt in prompts]
-        while len(self._encoded) > REMEMBERED_PROMPTS and not self._encoders_released():
+        can_return = self._cache is not None or not self._encoders_released()
+        while len(self._encoded) > REMEMBERED_PROMPTS and can_return:
             self._encoded.popitem(last=False)
         table = conditions.stack(rows)
         on_device = {n: t if _is_key(n) else t.to(self.device) for n, t in table.items()}
         return Condition(on_device)
 
-    def release_encoders(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Encode these prompts and give the memory of the text encoders back; others raise from now on."""
+    def encode_ahead(self, prompts: Sequence[Prompt]) -> Metrics:
+        """Encode all prompts of a run and release the text encoders, where the model's settings say so."""
+        if not self.model.release_encoders:
+            return {}
+        released = self.release_encoders(prompts)
+        counts = {} if self._cache is None else {"read": self._cache.read, "damaged": self._cache.damaged}
+        return {
+            "prompts": len(dict.fromkeys(prompt.text for prompt in prompts)),
+            "memory/released_mb": released / 2**20,
+            **counts,
+        }
+
+    def release_encoders(self, prompts: Sequence[Prompt] = ()) -> int:
+        """Encode these prompts and give the memory of the text encoders back, how many bytes; others raise
+        from now on.
+        """
         for prompt in prompts:
             self._encode_one(prompt)
+        released = 0
         for name, component in list(self.pipeline.components.items()):
             if name.startswith(("text_encoder", "tokenizer")) and component is not None:
+                if isinstance(component, nn.Module):
+                    released += sum(t.numel() * t.element_size() for t in component.state_dict().values())
                 self.pipeline.register_modules(**{name: None})
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return released
 
     def velocity(
         self, x: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], condition: Condition
@@ -131,11 +162,12 @@ class DiffusersPolicy:
 
     def _stock(self, x: Tensor | None, rows: Mapping[str, Tensor], output_type: str) -> Any:
         """The pipeline's own call, undecorated: gradients flow where they are enabled."""
-        count, image = len(next(iter(rows.values()))), rows.get(IMAGE)
+        size, image = len(next(iter(rows.values()))), rows.get(IMAGE)
         given = {} if x is None else self.given(x)
         if image is not None:
             given[IMAGE] = list(self._images.values())[int(image[0])]
-        with self._replayed(rows):
+        number = None if image is None else int(image[0])
+        with self._replayed(rows), self._images_encoded_once(number):
             return self._call_pipeline(
                 self.pipeline,
                 num_inference_steps=1,
@@ -143,7 +175,7 @@ class DiffusersPolicy:
                 output_type=output_type,
                 return_dict=False,
                 # New lists: Z-Image writes into its own.
-                **self.arguments | given | {name: [""] * count for name in ("prompt", *self.texts)},
+                **self.arguments | given | {name: [""] * size for name in ("prompt", *self.texts)},
             )
 
     def given(self, x: Tensor) -> dict[str, Tensor]:
@@ -164,6 +196,31 @@ class DiffusersPolicy:
         finally:
             del self.pipeline.encode_prompt
 
+    @contextmanager
+    def _images_encoded_once(self, number: int | None) -> Iterator[None]:
+        """Inside, the VAE answers what it once answered for this condition image."""
+        vae = getattr(self.pipeline, "vae", None)
+        if number is None or not callable(getattr(vae, "encode", None)):
+            yield
+            return
+        original, calls = vae.encode, count()
+
+        def remembered(image: Tensor, *args: Any, **options: Any) -> Any:
+            # What is encoded is told by the image, its place in the call, and the size it was brought to.
+            key = (number, next(calls), image.shape, image.dtype)
+            if key not in self._image_latents:
+                with torch.no_grad():
+                    self._image_latents[key] = original(image, *args, **options)
+                while len(self._image_latents) > REMEMBERED_IMAGES:
+                    self._image_latents.popitem(last=False)
+            return self._image_latents[key]
+
+        vae.encode = remembered
+        try:
+            yield
+        finally:
+            del vae.encode
+
     def _encode_one(self, prompt: Prompt) -> dict[str, Tensor]:
         image = prompt.metadata.get("image")
         if NEGATIVE in prompt.metadata and NEGATIVE not in self.texts:
@@ -173,18 +230,38 @@ class DiffusersPolicy:
             )
         key = (prompt.text, image, *(prompt.metadata.get(name) for name in self.texts))
         if key not in self._encoded:
-            if self._encoders_released():
-                raise UserError(
-                    f"prompt '{prompt.text}': the text encoders were released before it was encoded; name it "
-                    "to `release_encoders`"
-                )
-            named: dict[str, Tensor] = {}
+            cached = "" if self._cache is None else self._key_on_disk(prompt)
+            named = None if self._cache is None else self._cache.get(cached)
+            if named is None:
+                named = self._encode_anew(prompt)
+                if self._cache is not None:
+                    self._cache.put(cached, named)
             if self._image_of(prompt) is not None:
                 named[IMAGE] = torch.tensor(list(self._images).index(image))
-            for slot, answer in zip(self._slots, self._answers([prompt]), strict=True):
-                named |= conditions.cut(slot, answer)
-            self._encoded[key] = {name: tensor.cpu() for name, tensor in named.items()}
+            self._encoded[key] = named
         return self._encoded[key]
+
+    def _encode_anew(self, prompt: Prompt) -> dict[str, Tensor]:
+        if self._encoders_released():
+            raise UserError(
+                f"prompt '{prompt.text}': the text encoders were released before it was encoded; name it "
+                "to `release_encoders`"
+            )
+        named: dict[str, Tensor] = {}
+        for slot, answer in zip(self._slots, self._answers([prompt]), strict=True):
+            named |= conditions.cut(slot, answer)
+        return {name: tensor.cpu() for name, tensor in named.items()}
+
+    def _key_on_disk(self, prompt: Prompt) -> str:
+        return key_of(
+            pipeline=type(self.pipeline).__name__,
+            precision=self.model.precision,
+            call=self.arguments,
+            encoders=self._encoders,
+            prompt=prompt.text,
+            texts={name: prompt.metadata.get(name) for name in self.texts},
+            image=self._image_of(prompt),
+        )
 
     def _image_of(self, prompt: Prompt) -> Any:
         """The condition image of the prompt, or that of all; None without one."""
