@@ -53,7 +53,9 @@ def _sentence(event: str, line: dict[str, Any], iterations: int) -> str:
         left = line["seconds"] / max(line["iteration"], 1) * (iterations - line["iteration"])
         return f"{place}  {_speed(line)}  {left / 60:.1f} min left"
     if event == "encoded":
-        return f"{place}  {line['prompts']} prompts encoded, {line['memory/released_mb']:.0f} MB given back"
+        return (
+            f"{place}  {line['prompts']:.0f} prompts encoded, {line['memory/released_mb']:.0f} MB given back"
+        )
     shown = {"accuracy": "accuracy", "reward": "held-out reward", "diversity": "diversity"}
     return f"{place}  " + "  ".join(
         f"{text} {line[name]:.3f}" for name, text in shown.items() if name in line

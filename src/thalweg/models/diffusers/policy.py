@@ -88,9 +88,13 @@ class DiffusersPolicy:
         if not self.model.release_encoders:
             return {}
         released = self.release_encoders(prompts)
-        counts = {} if self._cache is None else {"read": self._cache.read, "damaged": self._cache.damaged}
+        counts = (
+            {}
+            if self._cache is None
+            else {"read": float(self._cache.read), "damaged": float(self._cache.damaged)}
+        )
         return {
-            "prompts": len(dict.fromkeys(prompt.text for prompt in prompts)),
+            "prompts": float(len(dict.fromkeys(prompt.text for prompt in prompts))),
             "memory/released_mb": released / 2**20,
             **counts,
         }
