@@ -21,7 +21,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.values import Condition, Media, Metrics, Prompt
 from thalweg.models.contract import Passes
 from thalweg.models.diffusers import conditions
-from thalweg.models.diffusers.adapters import add_adapters, save_adapters
+from thalweg.models.diffusers.adapters import add_adapters
 from thalweg.models.diffusers.embedding_cache import EmbeddingCache, digest_of_tensors, key_of
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
@@ -135,13 +135,6 @@ class DiffusersPolicy:
         size = 1 if self.family.decodes_alone or self.family.one_row else self.model.decode_batch
         decoded = [self._decode(some) for some in latents.split(size)]
         return _as_media([torch.cat(parts) for parts in zip(*decoded, strict=True)])
-
-    def save_adapters(self, folder: Path) -> list[Path]:
-        """Write the adapters of the policy as diffusers reads them."""
-        if self.model.lora is None:
-            raise UserError("export: the model was trained whole (model.lora=null), so there are no adapters")
-        folder.mkdir(parents=True, exist_ok=True)
-        return save_adapters(self.networks, folder)
 
     def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         steps = self._call(x, sigma, condition.tensors)
@@ -318,6 +311,7 @@ class DiffusersPolicy:
                 f"model: the scheduler of {type(self.pipeline).__name__} cannot be replaced; only pipelines "
                 "with one scheduler of timesteps can be trained"
             )
+        self.stock_scheduler = scheduler
         seam: Any = Seam.from_config(scheduler.config)
         seam.reading = _reading_of(self.pipeline)
         self.pipeline.scheduler = seam
