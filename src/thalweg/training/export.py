@@ -16,6 +16,7 @@ from thalweg.training.saved import SavedRun, load_run
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest value, between what was written and what was trained, in float32."""
 LAYOUTS = ("diffusers", "comfyui")
+COLOURS = ("#1f6feb", "#d1242f", "#1a7f37")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _describe(saved: SavedRun, folder: Path, usage: Sequence[str], error: float)
     pictures = _samples(saved.path / "samples", folder)
     curve = [(line["iteration"], line["reward"]) for line in saved.metrics if line["event"] == "train"]
     if len(curve) > 1:
-        write_whole(folder / "reward.svg", curve_picture(curve))
+        write_whole(folder / "reward.svg", curve_picture({"reward": curve}))
     names = [n for n in ("reward", "accuracy", "diversity") if evals and n in evals[0] and n in evals[-1]]
     lines = [
         "---",
@@ -136,35 +137,38 @@ def _samples(source: Path, folder: Path) -> list[tuple[str, str]]:
     return [(when, shutil.copy(sheet, folder / f"samples-{when}.png").name) for when, sheet in chosen.items()]
 
 
-def curve_picture(points: Sequence[tuple[float, float]]) -> str:
-    """An SVG of the points joined, with the ends of both axes in numbers."""
-    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points, strict=True))
+def curve_picture(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """An SVG of named curves (iteration, value), with the ends of both axes in numbers."""
+    across, up = zip(*(point for points in curves.values() for point in points), strict=True)
+    left, right, low, high = min(across), max(across), min(up), max(up)
     width, height = 600, 260
-    placed = [
-        (
-            60 + (x - left) / ((right - left) or 1) * (width - 80),
-            20 + (high - y) / ((high - low) or 1) * (height - 60),
-        )
-        for x, y in points
-    ]
     texts = [
-        (54, 25, "end", f"{high:.3g}"),
-        (54, height - 36, "end", f"{low:.3g}"),
-        (60, height - 15, "start", f"{left:g}"),
-        (width - 20, height - 15, "end", f"iteration {right:g}"),
+        (54, 25, "end", "#333", f"{high:.3g}"),
+        (54, height - 36, "end", "#333", f"{low:.3g}"),
+        (60, height - 15, "start", "#333", f"{left:g}"),
+        (width - 20, height - 15, "end", "#333", f"iteration {right:g}"),
     ]
-    return (
-        "\n".join(
-            [
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-                'font-size="12">',
-                f'<rect width="{width}" height="{height}" fill="white"/>',
-                f'<path d="M60 20V{height - 40}H{width - 20}" fill="none" stroke="#999"/>',
-                f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}" fill="none" '
-                'stroke="#1f6feb" stroke-width="2"/>',
-                *(f'<text x="{x}" y="{y}" text-anchor="{a}">{escape(t)}</text>' for x, y, a, t in texts),
-                "</svg>",
-            ]
+    drawn = []
+    for number, (name, points) in enumerate(curves.items()):
+        placed = " ".join(
+            f"{60 + (x - left) / ((right - left) or 1) * (width - 80):.1f},"
+            f"{20 + (high - y) / ((high - low) or 1) * (height - 60):.1f}"
+            for x, y in points
         )
-        + "\n"
+        colour = COLOURS[number % len(COLOURS)]
+        drawn.append(f'<polyline points="{placed}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        texts.append((70, height - 50 - 16 * number, "start", colour, name))
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+            'font-size="12">',
+            f'<rect width="{width}" height="{height}" fill="white"/>',
+            f'<path d="M60 20V{height - 40}H{width - 20}" fill="none" stroke="#999"/>',
+            *drawn,
+            *(
+                f'<text x="{x}" y="{y}" text-anchor="{a}" fill="{c}">{escape(t)}</text>'
+                for x, y, a, c, t in texts
+            ),
+            "</svg>\n",
+        ]
     )

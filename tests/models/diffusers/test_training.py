@@ -102,7 +102,7 @@ def test_a_stored_run_draws_videos_and_goes_on(settings_of, tmp_path, thalweg):
     with Image.open(tmp_path / "videos" / "0000.gif") as video:
         assert video.size == (32, 32) and getattr(video, "n_frames", 1) > 1
     outcome = thalweg("export", run.path, "--out", tmp_path / "adapter")
-    assert outcome.out.split() == [str(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")]
+    assert str(tmp_path / "adapter" / "pytorch_lora_weights.safetensors") in outcome.out.split()
     outcome = thalweg("resume", run.path, "iterations=2")
     assert outcome.code == 0, outcome.err
     assert [m["iteration"] for m in metrics_of(run) if m["event"] == "train"] == [1, 2]
