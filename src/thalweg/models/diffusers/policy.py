@@ -58,6 +58,8 @@ class DiffusersPolicy:
         """What the pipeline's VAE made of them."""
         self._slots: list[conditions.Slot] = []
         self._cache: EmbeddingCache | None = None
+        self._released = False
+        """Whether the text encoders were given back."""
         self._replace_scheduler()
         with torch.no_grad():
             self._look_at_the_pipeline()
@@ -76,7 +78,7 @@ class DiffusersPolicy:
         one, and what else its family asks for.
         """
         rows = [self._encode_one(prompt) for prompt in prompts]
-        can_return = self._cache is not None or not self._encoders_released()
+        can_return = self._cache is not None or not self._released
         while len(self._encoded) > REMEMBERED_PROMPTS and can_return:
             self._encoded.popitem(last=False)
         table = conditions.stack(rows)
@@ -105,7 +107,7 @@ class DiffusersPolicy:
         """
         for prompt in prompts:
             self._encode_one(prompt)
-        released = 0
+        self._released, released = True, 0
         for name, component in list(self.pipeline.components.items()):
             if name.startswith(("text_encoder", "tokenizer")) and component is not None:
                 if isinstance(component, nn.Module):
@@ -239,7 +241,7 @@ class DiffusersPolicy:
         return self._encoded[key]
 
     def _encode_anew(self, prompt: Prompt) -> dict[str, Tensor]:
-        if self._encoders_released():
+        if self._released:
             raise UserError(
                 f"prompt '{prompt.text}': the text encoders were released before it was encoded; name it "
                 "to `release_encoders`"
@@ -299,10 +301,6 @@ class DiffusersPolicy:
         finally:
             del self.pipeline.encode_prompt
         return answers
-
-    def _encoders_released(self) -> bool:
-        encoders = [c for n, c in self.pipeline.components.items() if n.startswith("text_encoder")]
-        return not any(encoder is not None for encoder in encoders)
 
     def _replace_scheduler(self) -> None:
         scheduler = getattr(self.pipeline, "scheduler", None)
