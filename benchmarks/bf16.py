@@ -1,10 +1,11 @@
-"""Does training in bfloat16 learn what training in float32 learns? A tiny SD3, the same recipe and seed in both.
+"""Does training in bfloat16 learn what training in float32 learns? A tiny SD3, the same recipe and seed in
+both.
 
     python benchmarks/bf16.py [--iterations 200] [--out docs/results/bf16]
 
 Writes the reward of every iteration (curves.jsonl), the picture (reward.svg), and what follows from them
-(table.md): the rise of the reward, the mean of the last tenth less that of the first, in both precisions, and the
-largest distance of the two curves averaged over a tenth of the run, in units of the rise in float32.
+(table.md): the rise of the reward, the mean of the last tenth less that of the first, in both precisions,
+and the largest distance of the two curves averaged over a tenth of the run, in units of the rise in float32.
 """
 
 import argparse
@@ -83,7 +84,7 @@ def write(out: Path, curves: dict[str, list[float]], seconds: dict[str, float]) 
         "|---|---|---|",
         *(f"| {n} | {found[f'rise_{n}']:.4f} | {seconds[n]:.0f} |" for n in PRECISIONS),
         "",
-        f"Largest distance of the smoothed curves: {found['largest_distance_in_rises']:.1%} of the rise in float32.",
+        f"Largest distance of the smoothed curves: {found['largest_distance_in_rises']:.1%} of float32's rise.",
     ]
     (out / "table.md").write_text("\n".join(table) + "\n")
     print("\n".join(table))

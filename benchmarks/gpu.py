@@ -1,4 +1,5 @@
-"""Speed of full-size networks with random weights: no download, no prompts, the library's own policy and rollout.
+"""Speed of full-size networks with random weights: no download, no prompts, the library's own policy and
+rollout.
 
     python benchmarks/gpu.py [sd3.5-medium flux1-dev] [--batch 4] [--steps 10] [--checkpointing]
     python benchmarks/gpu.py --tiny        # seconds on a CPU: does it run?
@@ -8,8 +9,8 @@ One JSON line a network:
     images_per_second          of a rollout of `--steps` steps without noise, no decoding
     trained_steps_per_second   forward, loss and backward of one step of one image, adapters of rank 32
     peak_memory_gb             of rollout and update
-    mfu/rollout, mfu/update    FLOPs that torch counts in the passes, over time, over the rate of a large matrix
-                               product in the same precision on the same device
+    mfu/rollout, mfu/update    FLOPs that torch counts in the passes, over time, over the rate of a large
+    matrix product in the same precision on the same device
 
 Text encoders are left out: random embeddings of their shapes stand in for them.
 """

@@ -1,4 +1,6 @@
-"""Imported first: torchvision has no build for torch's own of the CPU; its transforms work without its operators."""
+"""Imported first: torchvision has no build for torch's own of the CPU; its transforms work without its
+operators.
+"""
 
 import sys
 from types import ModuleType

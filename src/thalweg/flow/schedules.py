@@ -1,6 +1,7 @@
 """The noise levels a rollout visits: σ_0 = 1 > σ_1 > ... > σ_N = 0, N denoising steps.
 
-`VariancePreserving` starts below 1, at the noisiest state its network knows. Every other schedule bends the even grid u = 1, 1 - 1/N, ..., 0 by the shift of Stable Diffusion 3 (Esser et al.
+`VariancePreserving` starts below 1, at the noisiest state its network knows. Every other schedule bends the
+even grid u = 1, 1 - 1/N, ..., 0 by the shift of Stable Diffusion 3 (Esser et al.
 2024, arXiv:2403.03206, Sec. 5.3.2), which spends more steps on noise when S > 1:
 
     σ = S u / (1 + (S-1) u)
@@ -150,7 +151,7 @@ class VariancePreserving(Part):
         T = self.num_train_timesteps
         if not 1 <= num_steps <= T:
             raise ValueError(
-                f"num_steps={num_steps}: a schedule of {T} timesteps takes 1 to {T} steps; set num_steps to one"
+                f"num_steps={num_steps}: a schedule of {T} timesteps takes 1 to {T} steps; set num_steps so"
             )
         ramp = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)
         if self.spacing == "leading":

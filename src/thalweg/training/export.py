@@ -14,7 +14,9 @@ from thalweg.models import DiffusersModel
 from thalweg.training.saved import SavedRun, load_run
 
 TOLERANCE = 1e-5
-"""Largest difference, relative to the largest value, between what was written and what was trained, in float32."""
+"""Largest difference, relative to the largest value, between what was written and what was trained, in
+float32.
+"""
 LAYOUTS = ("diffusers", "comfyui")
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37")
 
@@ -30,8 +32,8 @@ class Exported:
 def export(run: str | Path, out: Path, layout: str = "diffusers", merged: bool = False) -> Exported:
     """Write the evaluated weights of a run's last checkpoint into a new folder, with a model card.
 
-    The folder appears whole, after a fresh pipeline gave the same velocities with it; else UserError. All of it is
-    worked out in float32, whatever the run's precision.
+    The folder appears whole, after a fresh pipeline gave the same velocities with it; else UserError. All of
+    it is worked out in float32, whatever the run's precision.
     """
     if layout not in LAYOUTS:
         raise UserError(f"--layout {layout}: no such layout; give {' or '.join(LAYOUTS)}")
@@ -41,8 +43,8 @@ def export(run: str | Path, out: Path, layout: str = "diffusers", merged: bool =
     model = saved.recipe.model
     if not isinstance(model, DiffusersModel):
         raise UserError(
-            f"{run}: only models of diffusers pipelines are exported; the weights of others are safetensors in "
-            "its checkpoints"
+            f"{run}: only models of diffusers pipelines are exported; the weights of others are "
+            "safetensors in its checkpoints"
         )
     if not saved.checkpoints:
         raise UserError(f"{run}: no checkpoint there yet, so there is nothing to export; train it first")
@@ -104,18 +106,18 @@ def _describe(saved: SavedRun, folder: Path, usage: Sequence[str], error: float)
         "",
         f"# {model.path.rstrip('/').split('/')[-1]}, trained by {recipe.name}",
         "",
-        f"{recipe.title}. {recipe.paper}. Trained from `{model.path}` by the recipe in `recipe.yaml`, with rewards "
-        f"{', '.join(f'`{reward.name}`' for reward in recipe.rewards)}.",
+        f"{recipe.title}. {recipe.paper}. Trained from `{model.path}` by the recipe in `recipe.yaml`, with "
+        f"rewards {', '.join(f'`{reward.name}`' for reward in recipe.rewards)}.",
         "",
-        "**License: to be stated by whoever publishes this; the base model's own license holds for what is made "
-        "of it.**",
+        "**License: to be stated by whoever publishes this; the base model's own license holds for what is "
+        "made of it.**",
         "",
         "```python",
         *usage,
         "```",
         "",
-        f"After it was written, a fresh pipeline with these files was compared with the trained one: velocities "
-        f"differ by {error:.1g}, relative to the largest, in float32.",
+        f"After it was written, a fresh pipeline with these files was compared with the trained one: "
+        f"velocities differ by {error:.1g}, relative to the largest, in float32.",
         "",
         *(["| held out | before | after |", "|---|---|---|"] if names else []),
         *(f"| {name} | {_short(evals[0], name)} | {_short(evals[-1], name)} |" for name in names),
@@ -134,7 +136,10 @@ def _samples(source: Path, folder: Path) -> list[tuple[str, str]]:
     """Copy the first and the last sheet of samples."""
     sheets = sorted(source.glob("*.png"))
     chosen = {"before": sheets[0], "after": sheets[-1]} if len(sheets) > 1 else {}
-    return [(when, shutil.copy(sheet, folder / f"samples-{when}.png").name) for when, sheet in chosen.items()]
+    return [
+        (when, Path(shutil.copy(sheet, folder / f"samples-{when}.png")).name)
+        for when, sheet in chosen.items()
+    ]
 
 
 def curve_picture(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
@@ -160,8 +165,8 @@ def curve_picture(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         texts.append((70, height - 50 - 16 * number, "start", colour, name))
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-            'font-size="12">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+            'font-family="sans-serif" font-size="12">',
             f'<rect width="{width}" height="{height}" fill="white"/>',
             f'<path d="M60 20V{height - 40}H{width - 20}" fill="none" stroke="#999"/>',
             *drawn,

@@ -257,7 +257,9 @@ def qwen_image() -> Any:
 
 
 def qwen_image_edit(plus: bool = False) -> Any:
-    """Needs torchvision. The pipelines resize to 1024 x 1024 pixels whatever they are asked; here to 32 x 32."""
+    """Needs torchvision. The pipelines resize to 1024 x 1024 pixels whatever they are asked; here to 32 x
+    32.
+    """
     pipeline_qwenimage_edit.calculate_dimensions = lambda area, ratio: (SIZE, SIZE, None)
     pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE = SIZE * SIZE
     pipeline_qwenimage_edit_plus.CONDITION_IMAGE_SIZE = 56 * 56

@@ -116,7 +116,7 @@ def test_a_run_may_give_its_encoders_back_and_is_the_same_run(settings_of, tmp_p
     }.items():
         settings = settings_of("sd3") | {"rewards": ["brightness"]} | extra
         runs.append(metrics_of(train(load_recipe("flow-grpo", settings), tmp_path / name)))
-    kept, released = ([m for m in lines if m["event"] == "train"][0] for lines in runs)
+    kept, released = (next(m for m in lines if m["event"] == "train") for lines in runs)
     assert released["reward"] == kept["reward"] and released["grad_norm"] == kept["grad_norm"]
     first = runs[1][0]
     assert first["event"] == "encoded" and first["prompts"] == 3 and first["memory/released_mb"] > 0

@@ -1,7 +1,7 @@
 """Does a pipeline work through the seam? Compared with its own unchanged call, step by step.
 
-The measure is the stock pipeline with Euler steps, which for one that predicts noise are DDIM's, from the same
-noise and over the same noise levels.
+The measure is the stock pipeline with Euler steps, which for one that predicts noise are DDIM's, from the
+same noise and over the same noise levels.
 """
 
 from collections.abc import Callable

@@ -1,13 +1,15 @@
 """Encoded prompts on disk, by content: a run that meets them again need not encode them.
 
 A key is the SHA-256 of everything that an embedding depends on: format of the file, class of the pipeline,
-precision, arguments of its call, the prompt with its own texts and the content of its image, and the embedding of
-one fixed prompt. That one is always worked out by the encoders at hand and stands for their weights, tokenizers
+precision, arguments of its call, the prompt with its own texts and the content of its image, and the
+embedding of
+one fixed prompt. That one is always worked out by the encoders at hand and stands for their weights,
+tokenizers
 and templates, so a cache may be shared by models and runs. Machines whose embeddings differ by rounding do
 not share entries.
 
-An entry is one safetensors file, FOLDER/ab/abcd....safetensors, written whole or not at all, with the SHA-256 of its
-tensors. A damaged one is counted, encoded again and replaced.
+An entry is one safetensors file, FOLDER/ab/abcd....safetensors, written whole or not at all, with the
+SHA-256 of its tensors. A damaged one is counted, encoded again and replaced.
 """
 
 import hashlib
@@ -66,7 +68,8 @@ class EmbeddingCache:
             write_whole(path, save(plain, {"sha256": digest_of_tensors(plain), "format": str(FORMAT)}))
         except OSError as error:
             raise UserError(
-                f"model.embedding_cache='{self.folder}': cannot be written ({error}); give another folder, or none"
+                f"model.embedding_cache='{self.folder}': cannot be written ({error}); give another "
+                "folder, or none"
             ) from error
 
     def _path(self, key: str) -> Path:

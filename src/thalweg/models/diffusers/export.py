@@ -1,11 +1,15 @@
 """Trained networks as others read them: adapters for diffusers, adapters for ComfyUI, or the merged pipeline.
 
 Three ways lead adapters into a pipeline, by what its classes can do: `pipeline.load_lora_weights`,
-`network.load_lora_adapter`, and peft's own files for networks that diffusers gives no adapters (Stable Audio 3).
+`network.load_lora_adapter`, and peft's own files for networks that diffusers gives no adapters (Stable Audio
+3).
 
-ComfyUI finds the layers of an adapter by name (Comfy-Org/ComfyUI, comfy/lora.py, `model_lora_keys_unet`) and adds
-alpha / rank · B A to their weights (comfy/weight_adapter/lora.py), with a scalar `.alpha` beside each pair; without
-one it takes alpha = rank. It knows SD3, FLUX.1 and AuraFlow by diffusers' names behind `transformer.`; Qwen-Image,
+ComfyUI finds the layers of an adapter by name (Comfy-Org/ComfyUI, comfy/lora.py, `model_lora_keys_unet`) and
+adds
+alpha / rank · B A to their weights (comfy/weight_adapter/lora.py), with a scalar `.alpha` beside each pair;
+without
+one it takes alpha = rank. It knows SD3, FLUX.1 and AuraFlow by diffusers' names behind `transformer.`;
+Qwen-Image,
 Z-Image and LTX by the same names behind `diffusion_model.`; Wan by its authors' names; and U-Nets by kohya's.
 """
 
@@ -52,7 +56,7 @@ class AsDiffusers:
         for component, network in policy.networks.items():
             place = folder / component
             place.mkdir(parents=True)
-            config = network.peft_config["default"]  # type: ignore[index]
+            config: Any = network.peft_config["default"]  # type: ignore[index]
             config.save_pretrained(place)
             tensors = {f"base_model.model.{name}": tensor for name, tensor in _tensors(network).items()}
             save_file(tensors, place / "adapter_model.safetensors", {"format": "pt"})
@@ -167,7 +171,9 @@ def outputs(policy: DiffusersPolicy) -> Float[Tensor, "2 ..."]:
 
 
 def difference(form: Form, model: DiffusersModel, folder: Path, expected: Float[Tensor, "2 ..."]) -> float:
-    """How far a fresh pipeline with what was written is from the trained one, relative to its largest value."""
+    """How far a fresh pipeline with what was written is from the trained one, relative to its largest
+    value.
+    """
     policy = DiffusersPolicy(form.read(model, folder), model.model_copy(update={"lora": None}))
     return float((outputs(policy) - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 

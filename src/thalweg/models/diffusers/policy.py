@@ -198,7 +198,7 @@ class DiffusersPolicy:
     @contextmanager
     def _images_encoded_once(self, number: int | None) -> Iterator[None]:
         """Inside, the VAE answers what it once answered for this condition image."""
-        vae = getattr(self.pipeline, "vae", None)
+        vae: Any = getattr(self.pipeline, "vae", None)
         if number is None or not callable(getattr(vae, "encode", None)):
             yield
             return

@@ -2,8 +2,8 @@
 
 A flow network is fed x at time σ·T and returns v = ε - x0. A network trained on DDPM's timesteps is fed
 x̄ = x / n(σ) at the timestep t of the same signal-to-noise ratio (`flow/variance_preserving.py`) and returns
-noise, v̄ or x0. Its timesteps end at σ_T < 1, the noisiest state it knows: 0.936 for Stable Diffusion 1.5. Above,
-it is asked at σ_T with x̄ unchanged, as stock samplers do with pure noise.
+noise, v̄ or x0. Its timesteps end at σ_T < 1, the noisiest state it knows: 0.936 for Stable Diffusion 1.5.
+Above, it is asked at σ_T with x̄ unchanged, as stock samplers do with pure noise.
 
 T training timesteps. Shapes: B rows, *L latent axes.
 """

@@ -52,8 +52,8 @@ def pathwise(objective: Any, recipe: Recipe) -> list[str]:
     starts_below = float(rollout.sigmas(recipe.seed, 0)[0]) < 1
     if isinstance(objective, DistributionMatching) and objective.diversity is not None and starts_below:
         problems.append(
-            f"objective.diversity: its teacher starts at σ = 1, and rollout.schedule '{rollout.schedule.kind}' "
-            "starts below; leave diversity out, or take a schedule that starts at 1"
+            "objective.diversity: its teacher starts at σ = 1, and rollout.schedule "
+            f"'{rollout.schedule.kind}' starts below; leave diversity out, or take a schedule that starts at 1"
         )
     place, last = "objective", objective
     if isinstance(objective, RewardGradient):
