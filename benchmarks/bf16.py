@@ -84,7 +84,7 @@ def write(out: Path, curves: dict[str, list[float]], seconds: dict[str, float]) 
         "|---|---|---|",
         *(f"| {n} | {found[f'rise_{n}']:.4f} | {seconds[n]:.0f} |" for n in PRECISIONS),
         "",
-        f"Largest distance of the smoothed curves: {found['largest_distance_in_rises']:.1%} of float32's rise.",
+        f"Largest distance of smoothed curves: {found['largest_distance_in_rises']:.1%} of float32's rise.",
     ]
     (out / "table.md").write_text("\n".join(table) + "\n")
     print("\n".join(table))

@@ -1,16 +1,13 @@
 """Trained networks as others read them: adapters for diffusers, adapters for ComfyUI, or the merged pipeline.
 
 Three ways lead adapters into a pipeline, by what its classes can do: `pipeline.load_lora_weights`,
-`network.load_lora_adapter`, and peft's own files for networks that diffusers gives no adapters (Stable Audio
-3).
+`network.load_lora_adapter`, and peft's own files where diffusers gives a network none (Stable Audio 3).
 
 ComfyUI finds the layers of an adapter by name (Comfy-Org/ComfyUI, comfy/lora.py, `model_lora_keys_unet`) and
-adds
-alpha / rank · B A to their weights (comfy/weight_adapter/lora.py), with a scalar `.alpha` beside each pair;
-without
-one it takes alpha = rank. It knows SD3, FLUX.1 and AuraFlow by diffusers' names behind `transformer.`;
-Qwen-Image,
-Z-Image and LTX by the same names behind `diffusion_model.`; Wan by its authors' names; and U-Nets by kohya's.
+adds alpha / rank · B A to their weights (comfy/weight_adapter/lora.py), with a scalar `.alpha` beside each;
+without one it takes alpha = rank. It knows SD3, FLUX.1 and AuraFlow by diffusers' names behind `transformer.`;
+Qwen-Image, Z-Image and LTX by the same names behind `diffusion_model.`; Wan by its authors' names; and U-Nets
+by kohya's.
 """
 
 import math

@@ -53,7 +53,7 @@ def pathwise(objective: Any, recipe: Recipe) -> list[str]:
     if isinstance(objective, DistributionMatching) and objective.diversity is not None and starts_below:
         problems.append(
             "objective.diversity: its teacher starts at σ = 1, and rollout.schedule "
-            f"'{rollout.schedule.kind}' starts below; leave diversity out, or take a schedule that starts at 1"
+            f"'{rollout.schedule.kind}' starts below; leave it out, or take a schedule that starts at 1"
         )
     place, last = "objective", objective
     if isinstance(objective, RewardGradient):
