@@ -4,7 +4,7 @@ Three ways lead adapters into a pipeline, by what its classes can do: `pipeline.
 `network.load_lora_adapter`, and peft's own files where diffusers gives a network none (Stable Audio 3).
 
 ComfyUI finds the layers of an adapter by name (Comfy-Org/ComfyUI, comfy/lora.py, `model_lora_keys_unet`) and
-adds alpha / rank · B A to their weights (comfy/weight_adapter/lora.py), with a scalar `.alpha` beside each;
+adds alpha / rank · B A to their weights (comfy/weight_adapter/lora.py), with a scalar `.alpha` beside;
 without one it takes alpha = rank. It knows SD3, FLUX.1 and AuraFlow by diffusers' names behind `transformer.`;
 Qwen-Image, Z-Image and LTX by the same names behind `diffusion_model.`; Wan by its authors' names; and U-Nets
 by kohya's.
