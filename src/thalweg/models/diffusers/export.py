@@ -5,7 +5,7 @@ Three ways lead adapters into a pipeline, by what its classes can do: `pipeline.
 
 ComfyUI finds the layers of an adapter by name (Comfy-Org/ComfyUI, comfy/lora.py, `model_lora_keys_unet`) and
 adds alpha / rank · B A to their weights (comfy/weight_adapter/lora.py), with a scalar `.alpha` beside;
-without one it takes alpha = rank. It knows SD3, FLUX.1 and AuraFlow by diffusers' names behind `transformer.`;
+without one it takes alpha = rank. It has SD3, FLUX.1 and AuraFlow by diffusers' names behind `transformer.`;
 Qwen-Image, Z-Image and LTX by the same names behind `diffusion_model.`; Wan by its authors' names; and U-Nets
 by kohya's.
 """
