@@ -1,5 +1,8 @@
 """Fixtures: two small policies, so that tests of the parts do not depend on shipped weights."""
 
+import torchvision_on_cpu  # noqa: F401
+
+# isort: split
 import pytest
 import torch
 from hypothesis import settings

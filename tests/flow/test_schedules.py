@@ -5,7 +5,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch.testing import assert_close
 
-from thalweg.flow import Diffusers, DynamicShift, Schedule, Shifted, Uniform
+from thalweg.flow import (
+    Diffusers,
+    DynamicShift,
+    Schedule,
+    Shifted,
+    Uniform,
+    VariancePreserving,
+    alpha_bar_from_sigma,
+)
 
 EVERY = [Uniform(), Shifted(), Shifted(shift=0.5), DynamicShift(num_tokens=1024), Diffusers()]
 
@@ -65,3 +73,45 @@ def test_a_recipe_names_a_schedule_by_its_kind():
     for wrong in ({"kind": "shifted", "shift": 0.0}, {"kind": "dynamic_shift"}, {"kind": "shift"}):
         with pytest.raises(ValidationError):
             read(wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "timesteps"),
+    [
+        # diffusers, DDIMScheduler(steps_offset=1).set_timesteps(N).timesteps
+        ({}, 4, [751, 501, 251, 1]),
+        ({}, 3, [667, 334, 1]),
+        ({"spacing": "trailing"}, 4, [999, 749, 499, 249]),
+        ({"spacing": "linspace"}, 4, [999, 666, 333, 0]),
+    ],
+)
+def test_a_variance_preserving_schedule_visits_ddims_timesteps_and_then_the_data(settings, steps, timesteps):
+    sigmas = VariancePreserving(**settings).sigmas(steps)
+    assert sigmas[-1] == 0
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = torch.cumprod(1 - beta, 0)[timesteps]
+    # √(1-ᾱ) / √ᾱ is σ / (1-σ).
+    assert_close(
+        (sigmas / (1 - sigmas))[:-1].double(), ((1 - alpha_bar) / alpha_bar).sqrt(), rtol=1e-4, atol=0
+    )
+
+
+def test_stable_diffusion_ends_at_the_signal_that_is_known_of_it():
+    # ᾱ of timestep 999 is 0.0047 (Lin et al. 2023, arXiv:2305.08891, Sec. 3.1: 0.068265 of the signal).
+    top = VariancePreserving(spacing="trailing").sigmas(10)[0]
+    assert_close(alpha_bar_from_sigma(top).sqrt(), torch.tensor(0.068265), rtol=1e-4, atol=0)
+    linear = VariancePreserving(betas="linear", beta_start=0.1, beta_end=0.1, num_train_timesteps=2)
+    # ᾱ = 0.9, 0.81
+    assert_close(
+        alpha_bar_from_sigma(linear.warp(torch.tensor([0, 0.5, 1.0]).double())),
+        torch.tensor([1, 0.9, 0.81]).double(),
+        atol=1e-6,
+        rtol=0,
+    )
+
+
+def test_more_steps_than_timesteps_are_refused():
+    with pytest.raises(
+        ValueError, match="num_steps=1001: a schedule of 1000 timesteps takes 1 to 1000 steps"
+    ):
+        VariancePreserving().sigmas(1001)

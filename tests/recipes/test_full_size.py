@@ -19,6 +19,8 @@ def test_every_family_that_was_promised_has_its_recipes():
     assert set(NAMES) >= {
         *(f"sd3.5-medium/{method}" for method in ("flow-grpo", "mix-grpo", "diffusion-nft")),
         "sd3.5-large/flow-grpo",
+        *(f"{model}/{method}" for model in ("sd15", "sdxl") for method in ("flow-grpo", "mix-grpo")),
+        *(f"{model}/diffusion-nft" for model in ("sd15", "sdxl")),
         *(f"flux1-dev/{method}" for method in ("flow-grpo", "mix-grpo", "dance-grpo", "gcpo")),
         "flux2-dev/flow-grpo",
         "flux2-klein/precise",

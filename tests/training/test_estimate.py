@@ -137,7 +137,21 @@ def test_what_does_not_split_over_processes_is_refused_in_the_estimate_too():
 
 SD3 = {"num_attention_heads": 24, "num_layers": 24, "caption_projection_dim": 1536, "qk_norm": "rms_norm"}
 KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
+XL = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 NETWORKS = {
+    "sd15": ("UNet2DConditionModel", {"cross_attention_dim": 768}),
+    "sdxl": ("UNet2DConditionModel", XL),
     "sd3.5-medium": (
         "SD3Transformer2DModel",
         SD3 | {"dual_attention_layers": tuple(range(13)), "pos_embed_max_size": 384},
@@ -179,6 +193,23 @@ def test_the_table_counts_what_the_networks_hold(name, network):
     linears = repeated_linears(built)
     assert sides(linears) == size.adapter_sides
     assert sides(n for n in linears if n.endswith(tuple(f".{a}" for a in ATTENTION))) == size.attention_sides
+
+
+@pytest.mark.skipif(find_spec("diffusers") is None, reason="needs diffusers")
+@pytest.mark.parametrize(("name", "side", "width"), [("sd15", 512, 768), ("sdxl", 1024, 2048)])
+def test_a_pass_of_a_unet_costs_what_torch_counts(name, side, width):
+    import diffusers
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class_name, config = NETWORKS[name]
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        extra = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+        unet = getattr(diffusers, class_name)(**config)
+        x, text = torch.zeros(1, 4, side // 8, side // 8), torch.zeros(1, 77, width)
+        unet(x, torch.ones(1), text, added_cond_kwargs=extra if name == "sdxl" else None)
+    settings = [f"model.height={side}", f"model.width={side}", "model.guidance_scale=1.0"]
+    got = estimate(load_recipe(f"{name}/flow-grpo", settings), SIZES[name])
+    assert got.flops / got.forwards == pytest.approx(counted.get_total_flops(), rel=0.01)
 
 
 def test_every_name_on_the_hub_has_its_size():

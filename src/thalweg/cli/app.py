@@ -88,23 +88,24 @@ def sample(
         typer.echo(path)
 
 
-@app.command(epilog="Example: thalweg export runs/first --out adapter")
+@app.command(epilog="Example: thalweg export runs/first --out adapter --layout comfyui")
 def export(
     run: RunPath,
-    out: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("adapter"),
+    out: Annotated[Path, typer.Option(help="New folder for the files.")] = Path("adapter"),
+    layout: Annotated[
+        str, typer.Option(help="Names of the adapter's layers: diffusers or comfyui.")
+    ] = "diffusers",
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Write the whole pipeline with the adapters in its weights.")
+    ] = False,
 ) -> None:
-    """Write a run's adapters as diffusers reads them: `pipeline.load_lora_weights(FOLDER)`."""
-    from thalweg.models import DiffusersModel
-    from thalweg.training.saved import load_run
+    """Write a run's model as diffusers or ComfyUI reads it, with a model card; checked by reading it back."""
+    from thalweg.training.export import export as run_export
 
-    saved = load_run(run)
-    if not isinstance(saved.recipe.model, DiffusersModel):
-        raise UserError(
-            f"{run}: only adapters of diffusers pipelines are exported; its weights are safetensors"
-        )
-    policy: Any = saved.policy(saved.recipe.evaluation.weights)
-    for path in policy.save_adapters(out):
+    exported = run_export(run, out, layout, merged)
+    for path in exported.paths:
         typer.echo(path)
+    typer.echo(f"read back into a fresh pipeline: differs by {exported.difference:.2g}", err=True)
 
 
 @app.command("eval", epilog="Example: thalweg eval runs/first evaluation.samples_per_prompt=4 --json")

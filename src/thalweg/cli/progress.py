@@ -35,7 +35,7 @@ def show(recipe: Recipe) -> Iterator[Report | None]:
         task = bar.add_task(recipe.name, total=recipe.iterations, state="starting")
 
         def advance(event: str, line: dict[str, Any]) -> None:
-            if event == "eval":
+            if event != "train":
                 bar.print(_sentence(event, line, recipe.iterations))
             else:
                 bar.update(task, completed=line["iteration"], state=_speed(line))
@@ -52,6 +52,10 @@ def _sentence(event: str, line: dict[str, Any], iterations: int) -> str:
     if event == "train":
         left = line["seconds"] / max(line["iteration"], 1) * (iterations - line["iteration"])
         return f"{place}  {_speed(line)}  {left / 60:.1f} min left"
+    if event == "encoded":
+        return (
+            f"{place}  {line['prompts']:.0f} prompts encoded, {line['memory/released_mb']:.0f} MB given back"
+        )
     shown = {"accuracy": "accuracy", "reward": "held-out reward", "diversity": "diversity"}
     return f"{place}  " + "  ".join(
         f"{text} {line[name]:.3f}" for name, text in shown.items() if name in line

@@ -61,6 +61,4 @@ class RoutedCredit(Normalized):
 
     @property
     def _group(self) -> GroupCredit:
-        return GroupCredit(
-            combine="separate", std=self.std, ddof=self.ddof, epsilon=self.epsilon, limit=self.limit
-        )
+        return GroupCredit.like(self, combine="separate")

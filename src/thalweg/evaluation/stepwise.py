@@ -17,7 +17,7 @@ from torch import Tensor
 from thalweg.core.noise import Address, normals
 from thalweg.core.part import Part
 from thalweg.core.values import Prompt
-from thalweg.flow import FlowSDE, Kernel
+from thalweg.flow import FlowSDE, Kernel, flow_norm
 from thalweg.models.contract import Policy
 from thalweg.rollout import Root
 from thalweg.rollout.guidance import Value
@@ -54,7 +54,7 @@ def sample_stepwise(
     rows = torch.tensor([root.condition for root in roots], dtype=torch.int64)
     condition = policy.encode(prompts).index(rows)
     asked = [prompts[row] for row in rows.tolist()]
-    x = starts("initial")
+    x = starts("initial") * flow_norm(sigmas[0])
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         velocity = torch.cat(
             [

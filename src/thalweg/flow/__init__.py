@@ -23,10 +23,11 @@ from thalweg.flow.kernels import (
     StepSDE,
 )
 from thalweg.flow.paths import LinearPath
-from thalweg.flow.schedules import Diffusers, DynamicShift, Schedule, Shifted, Uniform
+from thalweg.flow.schedules import Diffusers, DynamicShift, Schedule, Shifted, Uniform, VariancePreserving
 from thalweg.flow.solvers import DPMSolver, Euler, Heun, Memory, Solver
 from thalweg.flow.variance_preserving import (
     alpha_bar_from_sigma,
+    flow_norm,
     from_variance_preserving,
     sigma_from_alpha_bar,
     to_variance_preserving,
@@ -60,7 +61,9 @@ __all__ = [
     "StepSDE",
     "Transition",
     "Uniform",
+    "VariancePreserving",
     "alpha_bar_from_sigma",
+    "flow_norm",
     "from_variance_preserving",
     "noise_from_velocity",
     "score_from_velocity",

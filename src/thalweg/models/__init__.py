@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from thalweg.core.part import OWN_PART
-from thalweg.models.contract import Embeds, ModelContract, Passes, Policy
+from thalweg.models.contract import Embeds, EncodesAhead, ModelContract, Passes, Policy
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.miniature.policy import MiniatureModel
 from thalweg.models.miniature.sounding import SoundingModel
@@ -27,6 +27,7 @@ __all__ = [
     "POLICY",
     "DiffusersModel",
     "Embeds",
+    "EncodesAhead",
     "MiniatureModel",
     "Model",
     "ModelContract",

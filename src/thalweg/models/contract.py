@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.values import Condition, Media, Prompt
+from thalweg.core.values import Condition, Media, Metrics, Prompt
 from thalweg.models.weights import NamedWeights
 
 
@@ -78,6 +78,15 @@ class ReadsImages(Protocol):
 
     def read(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B ..."]:
         """The finished latents of images with values in [0, 1]; `decode` gives them back."""
+        ...
+
+
+@runtime_checkable
+class EncodesAhead(Protocol):
+    """A policy that may want all prompts of a run before it starts."""
+
+    def encode_ahead(self, prompts: Sequence[Prompt]) -> Metrics:
+        """What was done, in numbers; empty where nothing was."""
         ...
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from thalweg.core.forest import Child, Forest, Layout, Leaves, Level, Roots
 from thalweg.core.noise import Address, normals
 from thalweg.core.values import Condition, Prompt
-from thalweg.flow import Memory, Transition
+from thalweg.flow import Memory, Transition, flow_norm
 from thalweg.models.contract import HasParts, Policy
 from thalweg.rollout.guidance import Value
 from thalweg.rollout.root import Root
@@ -69,7 +69,9 @@ def grow(
     vary = rollout.perturbation
     nodes = [_Node(row, Child(stochastic=False)) for row in range(len(roots))]
     starts = [Address(seed, "initial", iteration, root.prompt_slot, root.seed_group) for root in roots]
-    x = to_latent_precision(normals(starts, policy.latent_shape).to(policy.device))
+    # 1 at σ = 1; below, noise and data of unit variance are that large together.
+    noise = flow_norm(sigmas[0]) * normals(starts, policy.latent_shape)
+    x = to_latent_precision(noise.to(policy.device))
     levels = [_level(layouts, 0, sigmas, nodes, torch.full((len(nodes),), -1), x, None, False, keep_states)]
     memory: Memory = None
     with policy.weights.use(rollout.weights):

@@ -117,6 +117,11 @@ SIZES = {
     "hunyuanvideo-1.5": Size(8.327e9, 5_529_600, 884_736, 2048, 54, 9.6e9, 1000, frames=4, channels=32),
     # Gemma 3 12B. A token is 32 x 32 pixels of 8 frames.
     "ltx-2": Size(18.88e9, 9_633_792, 6_684_672, 4096, 48, 13.5e9, 0, pixels=32, frames=8, channels=128),
+    # A U-Net has a width for each resolution: side of a token and layers are such that the FLOPs of a pass
+    # come
+    # out as torch's FlopCounterMode counts them at the released size, 0.803e12 and 6.761e12. CLIP L; and G.
+    "sd15": Size(0.8595e9, 422_336, 199_296, 1280, 458, 0.207e9, 0, pixels=28, channels=51, side=512),
+    "sdxl": Size(2.567e9, 2_695_360, 1_451_520, 1280, 280, 0.902e9, 0, pixels=32),
     "stable-audio-3": Size(
         1.453e9, 1_259_544, 110_592, 1536, 24, 1.0e9, 0, pixels=0, channels=256, tokens_per_second=21.5
     ),

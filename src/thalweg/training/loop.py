@@ -17,7 +17,7 @@ from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Condition, Metrics, Prompt, Transitions
 from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
-from thalweg.models import POLICY, Policy
+from thalweg.models import POLICY, EncodesAhead, Policy
 from thalweg.objectives import ChunkRatio, ClippedRatio, OnPolicyDistillation
 from thalweg.rewards import finished, open_rewards, require_finite, total, weights_of, without_infinite
 from thalweg.rewards.world import WorldReward
@@ -117,6 +117,9 @@ def _run(
             if progress is not None and folder.writes:
                 progress(event, line)
 
+        if isinstance(policy, EncodesAhead) and not isinstance(prompts, PromptStream):
+            ahead = policy.encode_ahead([*prompts, *held_out])
+            log("encoded", ahead) if ahead else None
         if state.iteration == 0:
             log("eval", evaluate(recipe, policy, held_out, folder, processes, state, clock))
         stopping = state.iteration >= recipe.iterations

@@ -18,6 +18,8 @@ HUB = {
     "Qwen/Qwen-Image": "qwen-image",
     "Qwen/Qwen-Image-Edit-2509": "qwen-image-edit-plus",
     "stabilityai/stable-audio-3-medium": "stable-audio-3",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "stabilityai/stable-diffusion-3.5-large": "sd3.5-large",
     "stabilityai/stable-diffusion-3.5-medium": "sd3.5-medium",
     "Tongyi-MAI/Z-Image": "z-image",
@@ -35,6 +37,8 @@ PIPELINES = {
     "SanaPipeline": "sana",
     "StableAudio3Pipeline": "stable-audio-3",
     "StableDiffusion3Pipeline": "sd3.5-medium",
+    "StableDiffusionPipeline": "sd15",
+    "StableDiffusionXLPipeline": "sdxl",
     "WanPipeline": "wan2.1",
     "ZImagePipeline": "z-image",
 }

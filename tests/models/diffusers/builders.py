@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusers.models.transformers.ace_step_transformer import AceStepTransforme
 from diffusers.pipelines.ace_step.modeling_ace_step import AceStepConditionEncoder
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
 from PIL import Image
 from torch import nn
@@ -255,9 +256,13 @@ def qwen_image() -> Any:
     )
 
 
-def qwen_image_edit() -> Any:
-    """Needs torchvision. The pipeline resizes to 1024 x 1024 pixels whatever it is asked; here to 32 x 32."""
+def qwen_image_edit(plus: bool = False) -> Any:
+    """Needs torchvision. The pipelines resize to 1024 x 1024 pixels whatever they are asked; here to 32 x
+    32.
+    """
     pipeline_qwenimage_edit.calculate_dimensions = lambda area, ratio: (SIZE, SIZE, None)
+    pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE = SIZE * SIZE
+    pipeline_qwenimage_edit_plus.CONDITION_IMAGE_SIZE = 56 * 56
     text_to_image = qwen_image()
     parts = {name: getattr(text_to_image, name) for name in text_to_image.components}
     sizes = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
@@ -267,7 +272,8 @@ def qwen_image_edit() -> Any:
         video_processor=transformers.Qwen2VLVideoProcessor(),
         chat_template=tokenizers.CHAT,
     )
-    return diffusers.QwenImageEditPipeline(processor=processor, **parts)
+    kind = diffusers.QwenImageEditPlusPipeline if plus else diffusers.QwenImageEditPipeline
+    return kind(processor=processor, **parts)
 
 
 def z_image() -> Any:
@@ -728,7 +734,72 @@ def ltx() -> Any:
     )
 
 
+def _unet(width: int, **options: Any) -> diffusers.UNet2DConditionModel:
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=width,
+        norm_num_groups=4,
+        **options,
+    )
+
+
+def ddim(**options: Any) -> diffusers.DDIMScheduler:
+    """The table of Stable Diffusion 1.5, ending at the data."""
+    table = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return diffusers.DDIMScheduler(**{**table, "clip_sample": False, "steps_offset": 1, **options})
+
+
+def sd15(**scheduler: Any) -> Any:
+    clip = tokenizers.clip()
+    return diffusers.StableDiffusionPipeline(
+        unet=_unet(32, attention_head_dim=4),
+        scheduler=ddim(**scheduler),
+        vae=image_vae(),
+        text_encoder=transformers.CLIPTextModel(clip_config(clip)),
+        tokenizer=clip,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl() -> Any:
+    first, second = tokenizers.clip(), tokenizers.clip()
+    return diffusers.StableDiffusionXLPipeline(
+        unet=_unet(
+            64,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+        ),
+        # As it is released: another sampler over the same table.
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        vae=image_vae(),
+        text_encoder=transformers.CLIPTextModel(clip_config(first)),
+        tokenizer=first,
+        text_encoder_2=transformers.CLIPTextModelWithProjection(clip_config(second)),
+        tokenizer_2=second,
+    )
+
+
 PICTURE = {"height": SIZE, "width": SIZE, "precision": "float32", "max_sequence_length": 64}
+NOISE = {"height": SIZE, "width": SIZE, "precision": "float32"}
+"""Stable Diffusion's text encoders have a length of their own."""
 
 GRADIENT = Image.linear_gradient("L").resize((SIZE, SIZE)).convert("RGB")
 PLAIN_LTX2 = {
@@ -808,15 +879,32 @@ TINY: dict[str, Tiny] = {
         stock_is_wrong_in_batches=True,
     ),
     # No line of ours knows these.
+    "sd15": Tiny(seeded(sd15), {**NOISE, "guidance_scale": 3.0}),
+    "sd15_v": Tiny(
+        seeded(lambda: sd15(prediction_type="v_prediction", timestep_spacing="trailing")),
+        {**NOISE, "guidance_scale": 5.0},
+        {"guidance_rescale": 0.7},
+    ),
+    "sd15_x0": Tiny(seeded(lambda: sd15(prediction_type="sample")), {**NOISE, "guidance_scale": 1.0}),
+    "sd15_zero_snr": Tiny(
+        seeded(
+            lambda: sd15(
+                prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
+            )
+        ),
+        {**NOISE, "guidance_scale": 5.0},
+    ),
+    "sdxl": Tiny(seeded(sdxl), {**NOISE, "guidance_scale": 5.0}),
     "chroma": Tiny(seeded(chroma), {**PICTURE, "guidance_scale": 3.0}),
     "aura_flow": Tiny(seeded(aura_flow), {**PICTURE, "guidance_scale": 3.0}),
     "lumina2": Tiny(seeded(lumina2), {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 200}),
     "ltx": Tiny(seeded(ltx), {**PICTURE, "num_frames": 9, "guidance_scale": 3.0}),
 }
 if find_spec("torchvision") is not None:
-    TINY["qwen_image_edit"] = Tiny(
-        seeded(qwen_image_edit),
-        {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 1024},
-        {"image": GRADIENT, "negative_prompt": " "},
-        stock_is_wrong_in_batches=True,
-    )
+    for plus in (False, True):
+        TINY["qwen_image_edit" + "_plus" * plus] = Tiny(
+            seeded(partial(qwen_image_edit, plus)),
+            {**PICTURE, "guidance_scale": 3.0, "max_sequence_length": 1024},
+            {"image": GRADIENT, "negative_prompt": " "},
+            stock_is_wrong_in_batches=True,
+        )

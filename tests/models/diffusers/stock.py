@@ -18,7 +18,8 @@ from thalweg.models.diffusers.pipelines import prepare
 from thalweg.models.diffusers.policy import DiffusersPolicy
 
 PROMPTS = (Prompt("a red square"), Prompt("two blue circles in the rain"))
-STEPS = 3
+STEPS = 4
+"""Divides 1000: elsewhere DDIM steps to timesteps that it then does not visit."""
 
 
 def quiet() -> None:
@@ -70,6 +71,23 @@ class Recording(diffusers.FlowMatchEulerDiscreteScheduler):
         return copied
 
 
+class RecordingDDIM(diffusers.DDIMScheduler):
+    """The same for pipelines that predict noise."""
+
+    states: list[Tensor]
+
+    def step(self, model_output, timestep, sample, **options):  # type: ignore[override]
+        result = super().step(model_output, timestep, sample, **options)
+        self.states.append(result[0])
+        return result
+
+    @property
+    def sigmas(self) -> Tensor:
+        alpha_bar = self.alphas_cumprod[self.timesteps]
+        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        return torch.cat([noise / (signal + noise), torch.zeros(1)])
+
+
 @dataclass
 class StockRun:
     """A policy, and a run of the unchanged pipeline from the same noise."""
@@ -104,7 +122,10 @@ def _run(name: str) -> StockRun:
     # Together where the stock pipeline is right: it pads prompts of different lengths, and we do not.
     for rows in ([0], [1]) if TINY[name].stock_is_wrong_in_batches else ([0, 1],):
         stock = TINY[name].build()
-        stock.scheduler = Recording.from_config(stock.scheduler.config)
+        if "beta_start" in stock.scheduler.config:
+            stock.scheduler = RecordingDDIM.from_config(stock.scheduler.config, clip_sample=False)
+        else:
+            stock.scheduler = Recording.from_config(stock.scheduler.config)
         stock.scheduler.states = []
         made = stock(
             prompt=[PROMPTS[row].text for row in rows],
@@ -116,7 +137,9 @@ def _run(name: str) -> StockRun:
             **policy.arguments | {n: [policy.arguments.get(n, "")] * len(rows) for n in policy.texts},
         )
         states.append(policy.pack(stock.scheduler.states[-len(policy.family.latents) :]))
-        outputs.append([output for output in made if output is not None])
+        outputs.append([output for output in made if isinstance(output, Tensor)])
         sigmas = stock.scheduler.sigmas.cpu()
     together = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
-    return StockRun(policy, noise, sigmas, torch.cat(states), together)
+    # √ᾱ x0 + √(1-ᾱ) ε has variance 1; (1-σ) x0 + σ ε has (1-σ)² + σ², which is 1 where a flow starts.
+    start = ((1 - sigmas[0]) ** 2 + sigmas[0] ** 2).sqrt() * noise
+    return StockRun(policy, start, sigmas, torch.cat(states), together)

@@ -8,6 +8,7 @@ from cli.command import thalweg
 from models.diffusers.builders import TINY
 from models.diffusers.stock import model_of
 from thalweg.core.errors import UserError
+from thalweg.models.diffusers.doctor import examine_pipeline
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.pipelines import prepare
 from thalweg.models.diffusers.policy import DiffusersPolicy
@@ -43,11 +44,20 @@ def test_settings_that_do_not_fit_the_pipeline(name, settings, message):
         DiffusersPolicy(prepare(TINY[name].build()), model_of(name, **settings))
 
 
-def test_a_scheduler_that_is_no_flow_is_refused():
-    pipeline = TINY["sd3"].build()
-    pipeline.scheduler = diffusers.DDIMScheduler()
-    with pytest.raises(UserError, match="predicts 'epsilon'; only flow pipelines"):
-        DiffusersPolicy(prepare(pipeline), model_of("sd3"))
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.EDMEulerScheduler(),
+        diffusers.EulerDiscreteScheduler(prediction_type="v_prediction", timestep_type="continuous"),
+    ],
+)
+def test_a_scheduler_that_is_neither_a_flow_nor_has_a_table_is_refused(scheduler):
+    pipeline = TINY["sd15"].build()
+    pipeline.scheduler = scheduler
+    with pytest.raises(
+        UserError, match=f"with {type(scheduler).__name__} .* neither a flow nor has it DDPM's"
+    ):
+        DiffusersPolicy(prepare(pipeline), model_of("sd15"))
 
 
 def test_numbers_that_contradict_each_other_are_refused():
@@ -67,6 +77,14 @@ def test_the_doctor_says_what_works(tiny_folder, thalweg):
         assert line in outcome.out
     outcome = thalweg("doctor", f"model={folder}", "model.hight=32")
     assert outcome.code == 2 and "did you mean 'height'?" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_the_doctor_finds_nothing_wrong_with_pipelines_that_predict_noise(name, tiny_folder):
+    model = model_of(name, path=str(tiny_folder(name)), guidance_scale=3.0)
+    findings = examine_pipeline(model)
+    assert {f.what for f in findings} >= {"stock parity", "replay error", "decoding"}
+    assert all(f.ok for f in findings), findings
 
 
 def test_a_device_that_is_not_here_is_named(tiny_folder):

@@ -146,35 +146,6 @@ def test_sizes_reach_the_pipeline(tiny_policy_of):
     assert policy.decode(noise_for(policy, 3)).shape == (3, 3, SIZE, 2 * SIZE)
 
 
-@pytest.mark.parametrize(
-    ("name", "adapters"),
-    [
-        ("sd3", Adapters(rank=2, alpha=8)),
-        ("flux", Adapters(rank=2, alpha=8, rslora=True)),
-        ("qwen_image", Adapters(rank=2, alpha=2, dora=True)),
-        ("wan_two_networks", Adapters(rank=2, alpha=8)),
-    ],
-)
-def test_diffusers_reads_the_saved_adapters(name, adapters, tiny_policy_of, tmp_path):
-    policy = tiny_policy_of(name, lora=adapters)
-    with torch.no_grad():
-        for parameter in policy.weights.parameters.values():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
-    policy.save_adapters(tmp_path)
-    plain = TINY[name].build()
-    plain.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
-    if name == "wan_two_networks":
-        second = "pytorch_lora_weights_2.safetensors"
-        plain.load_lora_weights(tmp_path, weight_name=second, load_into_transformer_2=True)
-    read = DiffusersPolicy(prepare(plain), model_of(name, lora=None))
-    x, sigma = noise_for(policy), torch.tensor([0.95, 0.5])
-    base = tiny_policy_of(name)
-    with torch.no_grad():
-        expected = policy.velocity(x, sigma, policy.encode(PROMPTS))
-        assert_close(read.velocity(x, sigma, read.encode(PROMPTS)), expected, atol=1e-5, rtol=1e-5)
-        assert (base.velocity(x, sigma, base.encode(PROMPTS)) - expected).abs().max() > 0.01
-
-
 @pytest.mark.parametrize("name", ["sd3", "qwen_image", "wan", "sana", "z_image"])
 def test_a_prompt_may_bring_its_own_negative_prompt(name, tiny_policy_of):
     def velocity(policy, prompts):

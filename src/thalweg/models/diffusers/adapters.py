@@ -30,8 +30,12 @@ def add_adapters(networks: Mapping[str, nn.Module], lora: Adapters | None) -> di
 
 
 def repeated_linears(network: nn.Module) -> list[str]:
-    """Names of the linear layers inside the blocks of the network."""
-    blocks = [name for name, child in network.named_children() if isinstance(child, nn.ModuleList)]
+    """Names of the linear layers inside the blocks of the network; a U-Net's middle one is no list."""
+    blocks = [
+        name
+        for name, child in network.named_children()
+        if isinstance(child, nn.ModuleList) or name == "mid_block"
+    ]
     return [
         name
         for name, module in network.named_modules()
@@ -70,19 +74,29 @@ def save_adapters(networks: Mapping[str, nn.Module], folder: Path) -> list[Path]
     """
     paths = []
     for component, network in networks.items():
+        prefix = prefix_of(component)
         tensors = {
-            f"transformer.{name}": tensor.detach().float().cpu().contiguous()
+            f"{prefix}.{name}": tensor.detach().float().cpu().contiguous()
             for name, tensor in get_peft_model_state_dict(network).items()
         }
         numbers = network.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
         # Without them a reader takes alpha = rank.
-        described = {f"transformer.{key}": value for key, value in numbers.items() if _is_plain(value)}
-        described["transformer.target_modules"] = sorted(numbers["target_modules"])
-        ending = component.removeprefix("transformer")
-        paths.append(folder / f"pytorch_lora_weights{ending}.safetensors")
+        described = {f"{prefix}.{key}": value for key, value in numbers.items() if _is_plain(value)}
+        described[f"{prefix}.target_modules"] = sorted(numbers["target_modules"])
+        paths.append(folder / adapter_file(component))
         metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(described)}
         write_whole(paths[-1], save(tensors, metadata))
     return paths
+
+
+def prefix_of(component: str) -> str:
+    """What stands before the names of layers; the second network's file has the first one's."""
+    return "unet" if component == "unet" else "transformer"
+
+
+def adapter_file(component: str) -> str:
+    """The name of a network's file."""
+    return f"pytorch_lora_weights{component.removeprefix(prefix_of(component))}.safetensors"
 
 
 def _is_plain(value: object) -> bool:

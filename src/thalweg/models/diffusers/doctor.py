@@ -1,6 +1,7 @@
 """Does a pipeline work through the seam? Compared with its own unchanged call, step by step.
 
-The measure is the stock pipeline with Euler steps, from the same noise and over the same noise levels.
+The measure is the stock pipeline with Euler steps, which for one that predicts noise are DDIM's, from the
+same noise and over the same noise levels.
 """
 
 from collections.abc import Callable
@@ -9,15 +10,20 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from thalweg.core.finding import Finding
 from thalweg.core.values import Media, Prompt
+from thalweg.flow import alpha_bar_from_sigma, flow_norm, sigma_from_alpha_bar
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.policy import DiffusersPolicy
+from thalweg.models.diffusers.readings import DiscreteReading, FlowReading
+from thalweg.models.diffusers.seam import Seam
 
-STEPS = 3
+STEPS = 4
+"""Divides 1000: elsewhere diffusers' DDIM steps to timesteps that it then does not visit."""
 PROMPT = Prompt("a red square left of a blue circle")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 """Largest difference, relative to the largest value, that rounding explains."""
@@ -29,19 +35,53 @@ class Recording(FlowMatchEulerDiscreteScheduler):
     states: list[Tensor]
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
-        result = super().step(model_output, timestep, sample, *args, **options)
-        self.states.append(result[0] if isinstance(result, tuple) else result.prev_sample)
-        return result
+        return _written(self.states, super().step(model_output, timestep, sample, *args, **options))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recording":
-        return recording(self.config, self.states)
+        copied: Any = Recording.from_config(self.config)
+        copied.states = self.states
+        return copied
 
 
-def recording(config: Any, states: list[Tensor]) -> Recording:
-    """A recording scheduler with these settings, which writes into this list."""
-    scheduler: Any = Recording.from_config(config)
-    scheduler.states = states
+class RecordingDDIM(DDIMScheduler):
+    """The stock DDIM steps without noise, which are Euler steps of the flow; as `Recording`."""
+
+    states: list[Tensor]
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
+        return _written(self.states, super().step(model_output, timestep, sample, *args, **options))
+
+
+def _written(states: list[Tensor], result: Any) -> Any:
+    states.append(result[0] if isinstance(result, tuple) else result.prev_sample)
+    return result
+
+
+def _recording(seam: Seam) -> Any:
+    """A stock scheduler that takes Euler steps and writes its states down."""
+    reading = seam.reading
+    if isinstance(reading, FlowReading):
+        scheduler: Any = Recording.from_config(seam.config)
+    else:
+        assert isinstance(reading, DiscreteReading)
+        alpha_bar = alpha_bar_from_sigma(reading.levels)
+        before = torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
+        scheduler = RecordingDDIM(
+            num_train_timesteps=len(alpha_bar),
+            trained_betas=(1 - alpha_bar / before).tolist(),
+            clip_sample=False,
+            prediction_type=reading.prediction,  # type: ignore[arg-type]
+            timestep_spacing="trailing",
+        )
+    scheduler.states = []
     return scheduler
+
+
+def _levels_visited(scheduler: Any, seam: Seam) -> Tensor:
+    if isinstance(seam.reading, FlowReading):
+        return scheduler.sigmas.cpu()
+    levels = sigma_from_alpha_bar(scheduler.alphas_cumprod[scheduler.timesteps.cpu()])
+    return torch.cat([levels, torch.zeros(1)])
 
 
 def examine_pipeline(model: DiffusersModel) -> list[Finding]:
@@ -68,7 +108,7 @@ def examine_pipeline(model: DiffusersModel) -> list[Finding]:
 def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(final latents, noise levels, decoded) of the pipeline's own call."""
     pipeline, seam = policy.pipeline, policy.pipeline.scheduler
-    scheduler: Any = recording(seam.config, [])
+    scheduler = _recording(seam)
     pipeline.scheduler = scheduler
     texts = {"prompt": [PROMPT.text], **{n: [policy.arguments.get(n, "")] for n in policy.texts}}
     try:
@@ -82,14 +122,15 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
     finally:
         pipeline.scheduler = seam
     states = policy.pack(scheduler.states[-len(policy.family.latents) :])
-    return states.float(), scheduler.sigmas.cpu(), [m.float().cpu() for m in made if m is not None]
+    outputs = [m.float().cpu() for m in made if isinstance(m, Tensor)]
+    return states.float(), _levels_visited(scheduler, seam), outputs
 
 
 @torch.no_grad()
 def _parity(
     policy: DiffusersPolicy, x: Tensor, sigmas: Tensor, expected: Tensor, tolerance: float
 ) -> Finding:
-    condition = policy.encode([PROMPT])
+    condition, x = policy.encode([PROMPT]), flow_norm(sigmas[0]).to(x) * x
     for sigma, sigma_next in pairwise(sigmas):
         x = (x + (sigma_next - sigma) * policy.velocity(x, sigma[None], condition)).to(policy.latent_dtype)
     error = _difference(x, expected)

@@ -57,6 +57,10 @@ class DiffusersModel(Part):
     """Text tokens."""
     call: Mapping[str, Any] = Field(default_factory=dict)
     """Further arguments of the pipeline's call, such as negative_prompt; `image` is the path of a file."""
+    embedding_cache: str | None = None
+    """Folder that keeps encoded prompts for other runs too; None keeps them in memory alone."""
+    release_encoders: bool = False
+    """Encode all prompts of the run first and then give the memory of the text encoders back."""
     decode_batch: PositiveInt = 4
     """Samples decoded at a time."""
     device: str = "cpu"

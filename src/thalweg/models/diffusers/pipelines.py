@@ -16,7 +16,7 @@ from thalweg.models.diffusers.families import family_of
 from thalweg.models.diffusers.model import DiffusersModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NETWORKS = ("transformer", "transformer_2")
+NETWORKS = ("transformer", "transformer_2", "unet")
 
 
 def open_pipeline(model: DiffusersModel) -> Any:
@@ -53,8 +53,8 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
     """Freeze every component, switch dropout off, and silence the progress bar."""
     if not networks(pipeline):
         raise UserError(
-            f"model: {type(pipeline).__name__} has no component 'transformer' to train; only flow pipelines "
-            "with one are known"
+            f"model: {type(pipeline).__name__} has no component 'transformer' or 'unet' to train; only "
+            "pipelines with one are known"
         )
     if not callable(getattr(pipeline, "encode_prompt", None)):
         raise UserError(
@@ -71,7 +71,7 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
 
 
 def networks(pipeline: Any) -> dict[str, nn.Module]:
-    """The denoising networks: one, or two that share the noise levels."""
+    """The denoising networks: one, or two that share the noise levels; some pipelines call theirs unet."""
     found = {name: getattr(pipeline, name, None) for name in NETWORKS}
     return {name: network for name, network in found.items() if isinstance(network, nn.Module)}
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from inspect import unwrap
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from thalweg.core.errors import UserError
-from thalweg.core.values import Condition, Media, Prompt
+from thalweg.core.values import Condition, Media, Metrics, Prompt
 from thalweg.models.contract import Passes
 from thalweg.models.diffusers import conditions
-from thalweg.models.diffusers.adapters import add_adapters, save_adapters
+from thalweg.models.diffusers.adapters import add_adapters
+from thalweg.models.diffusers.embedding_cache import EmbeddingCache, digest_of_tensors, key_of
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.pipelines import arguments, networks, read_image
+from thalweg.models.diffusers.readings import VELOCITIES, FlowReading, Reading, discrete
 from thalweg.models.diffusers.seam import Seam, Stopped
 from thalweg.models.weights import NamedWeights
 
@@ -31,7 +34,9 @@ IMAGE = "image"
 """The column with the number of a row's condition image; rows of one call share it."""
 NEGATIVE = "negative_prompt"
 REMEMBERED_PROMPTS = 1024
-"""Encoded prompts that stay in memory, of the CPU, while the text encoders could encode them again."""
+"""Encoded prompts that stay in memory, of the CPU, while they could be encoded or read again."""
+REMEMBERED_IMAGES = 64
+"""Condition images whose latents stay on the device."""
 
 
 class DiffusersPolicy:
@@ -49,10 +54,18 @@ class DiffusersPolicy:
         self._encoded: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
         self._images: dict[str | None, Any] = {}
         """Condition images by path, in the order of their numbers."""
+        self._image_latents: OrderedDict[Hashable, Any] = OrderedDict()
+        """What the pipeline's VAE made of them."""
         self._slots: list[conditions.Slot] = []
+        self._cache: EmbeddingCache | None = None
+        self._released = False
+        """Whether the text encoders were given back."""
         self._replace_scheduler()
         with torch.no_grad():
             self._look_at_the_pipeline()
+        if model.embedding_cache is not None:
+            self._cache = EmbeddingCache(Path(model.embedding_cache))
+            self._encoders = digest_of_tensors(self._some_condition.tensors)
         parameters = add_adapters(self.networks, model.lora)
         self.weights = NamedWeights(parameters)
         if model.gradient_checkpointing:
@@ -65,19 +78,44 @@ class DiffusersPolicy:
         one, and what else its family asks for.
         """
         rows = [self._encode_one(prompt) for prompt in prompts]
-        while len(self._encoded) > REMEMBERED_PROMPTS and not self._encoders_released():
+        can_return = self._cache is not None or not self._released
+        while len(self._encoded) > REMEMBERED_PROMPTS and can_return:
             self._encoded.popitem(last=False)
         table = conditions.stack(rows)
         on_device = {n: t if _is_key(n) else t.to(self.device) for n, t in table.items()}
         return Condition(on_device)
 
-    def release_encoders(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Encode these prompts and give the memory of the text encoders back; others raise from now on."""
+    def encode_ahead(self, prompts: Sequence[Prompt]) -> Metrics:
+        """Encode all prompts of a run and release the text encoders, where the model's settings say so."""
+        if not self.model.release_encoders:
+            return {}
+        released = self.release_encoders(prompts)
+        counts = (
+            {}
+            if self._cache is None
+            else {"read": float(self._cache.read), "damaged": float(self._cache.damaged)}
+        )
+        return {
+            "prompts": float(len(dict.fromkeys(prompt.text for prompt in prompts))),
+            "memory/released_mb": released / 2**20,
+            **counts,
+        }
+
+    def release_encoders(self, prompts: Sequence[Prompt] = ()) -> int:
+        """Encode these prompts and give the memory of the text encoders back, how many bytes; others raise
+        from now on.
+        """
         for prompt in prompts:
             self._encode_one(prompt)
+        self._released, released = True, 0
         for name, component in list(self.pipeline.components.items()):
             if name.startswith(("text_encoder", "tokenizer")) and component is not None:
+                if isinstance(component, nn.Module):
+                    released += sum(t.numel() * t.element_size() for t in component.state_dict().values())
                 self.pipeline.register_modules(**{name: None})
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return released
 
     def velocity(
         self, x: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], condition: Condition
@@ -102,13 +140,6 @@ class DiffusersPolicy:
         decoded = [self._decode(some) for some in given.split(size)]
         return _as_media([torch.cat(parts)[: len(latents)] for parts in zip(*decoded, strict=True)])
 
-    def save_adapters(self, folder: Path) -> list[Path]:
-        """Write the adapters of the policy as diffusers reads them."""
-        if self.model.lora is None:
-            raise UserError("export: the model was trained whole (model.lora=null), so there are no adapters")
-        folder.mkdir(parents=True, exist_ok=True)
-        return save_adapters(self.networks, folder)
-
     def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         steps = self._call(x, sigma, condition.tensors)
         return self.pack([velocity for _, velocity in steps]).float()
@@ -118,7 +149,8 @@ class DiffusersPolicy:
         rows = self._some_condition.repeat(len(latents))
         self.pipeline.scheduler.hold(None)
         outputs = self._stock(latents.to(self.device), rows.tensors, output_type="pt")
-        return tuple(output.detach().float().cpu() for output in outputs if output is not None)
+        # Beside images, Stable Diffusion 1.5 returns what its safety checker says.
+        return tuple(output.detach().float().cpu() for output in outputs if isinstance(output, Tensor))
 
     def _call(
         self, x: Tensor | None, sigma: Tensor, rows: Mapping[str, Tensor]
@@ -131,11 +163,12 @@ class DiffusersPolicy:
 
     def _stock(self, x: Tensor | None, rows: Mapping[str, Tensor], output_type: str) -> Any:
         """The pipeline's own call, undecorated: gradients flow where they are enabled."""
-        count, image = len(next(iter(rows.values()))), rows.get(IMAGE)
+        size, image = len(next(iter(rows.values()))), rows.get(IMAGE)
         given = {} if x is None else self.given(x)
         if image is not None:
             given[IMAGE] = list(self._images.values())[int(image[0])]
-        with self._replayed(rows):
+        number = None if image is None else int(image[0])
+        with self._replayed(rows), self._images_encoded_once(number):
             return self._call_pipeline(
                 self.pipeline,
                 num_inference_steps=1,
@@ -143,7 +176,7 @@ class DiffusersPolicy:
                 output_type=output_type,
                 return_dict=False,
                 # New lists: Z-Image writes into its own.
-                **self.arguments | given | {name: [""] * count for name in ("prompt", *self.texts)},
+                **self.arguments | given | {name: [""] * size for name in ("prompt", *self.texts)},
             )
 
     def given(self, x: Tensor) -> dict[str, Tensor]:
@@ -164,6 +197,31 @@ class DiffusersPolicy:
         finally:
             del self.pipeline.encode_prompt
 
+    @contextmanager
+    def _images_encoded_once(self, number: int | None) -> Iterator[None]:
+        """Inside, the VAE answers what it once answered for this condition image."""
+        vae: Any = getattr(self.pipeline, "vae", None)
+        if number is None or not callable(getattr(vae, "encode", None)):
+            yield
+            return
+        original, calls = vae.encode, count()
+
+        def remembered(image: Tensor, *args: Any, **options: Any) -> Any:
+            # What is encoded is told by the image, its place in the call, and the size it was brought to.
+            key = (number, next(calls), image.shape, image.dtype)
+            if key not in self._image_latents:
+                with torch.no_grad():
+                    self._image_latents[key] = original(image, *args, **options)
+                while len(self._image_latents) > REMEMBERED_IMAGES:
+                    self._image_latents.popitem(last=False)
+            return self._image_latents[key]
+
+        vae.encode = remembered
+        try:
+            yield
+        finally:
+            del vae.encode
+
     def _encode_one(self, prompt: Prompt) -> dict[str, Tensor]:
         image = prompt.metadata.get("image")
         if NEGATIVE in prompt.metadata and NEGATIVE not in self.texts:
@@ -173,18 +231,38 @@ class DiffusersPolicy:
             )
         key = (prompt.text, image, *(prompt.metadata.get(name) for name in self.texts))
         if key not in self._encoded:
-            if self._encoders_released():
-                raise UserError(
-                    f"prompt '{prompt.text}': the text encoders were released before it was encoded; name it "
-                    "to `release_encoders`"
-                )
-            named: dict[str, Tensor] = {}
+            cached = "" if self._cache is None else self._key_on_disk(prompt)
+            named = None if self._cache is None else self._cache.get(cached)
+            if named is None:
+                named = self._encode_anew(prompt)
+                if self._cache is not None:
+                    self._cache.put(cached, named)
             if self._image_of(prompt) is not None:
                 named[IMAGE] = torch.tensor(list(self._images).index(image))
-            for slot, answer in zip(self._slots, self._answers([prompt]), strict=True):
-                named |= conditions.cut(slot, answer)
-            self._encoded[key] = {name: tensor.cpu() for name, tensor in named.items()}
+            self._encoded[key] = named
         return self._encoded[key]
+
+    def _encode_anew(self, prompt: Prompt) -> dict[str, Tensor]:
+        if self._released:
+            raise UserError(
+                f"prompt '{prompt.text}': the text encoders were released before it was encoded; name it "
+                "to `release_encoders`"
+            )
+        named: dict[str, Tensor] = {}
+        for slot, answer in zip(self._slots, self._answers([prompt]), strict=True):
+            named |= conditions.cut(slot, answer)
+        return {name: tensor.cpu() for name, tensor in named.items()}
+
+    def _key_on_disk(self, prompt: Prompt) -> str:
+        return key_of(
+            pipeline=type(self.pipeline).__name__,
+            precision=self.model.precision,
+            call=self.arguments,
+            encoders=self._encoders,
+            prompt=prompt.text,
+            texts={name: prompt.metadata.get(name) for name in self.texts},
+            image=self._image_of(prompt),
+        )
 
     def _image_of(self, prompt: Prompt) -> Any:
         """The condition image of the prompt, or that of all; None without one."""
@@ -226,26 +304,17 @@ class DiffusersPolicy:
             del self.pipeline.encode_prompt
         return answers
 
-    def _encoders_released(self) -> bool:
-        encoders = [c for n, c in self.pipeline.components.items() if n.startswith("text_encoder")]
-        return not any(encoder is not None for encoder in encoders)
-
     def _replace_scheduler(self) -> None:
         scheduler = getattr(self.pipeline, "scheduler", None)
         if scheduler is None or "num_train_timesteps" not in scheduler.config:
             raise UserError(
                 f"model: the scheduler of {type(self.pipeline).__name__} cannot be replaced; only pipelines "
-                "with one flow scheduler can be trained"
+                "with one scheduler of timesteps can be trained"
             )
-        if scheduler.config.get("prediction_type", "flow_prediction") != "flow_prediction" and not (
-            scheduler.config.get("use_flow_sigmas", False)
-        ):
-            raise UserError(
-                f"model: {type(self.pipeline).__name__} predicts "
-                f"'{scheduler.config['prediction_type']}'; only flow pipelines, which predict a velocity, "
-                "can be trained"
-            )
-        self.pipeline.scheduler = Seam.from_config(scheduler.config)
+        self.stock_scheduler = scheduler
+        seam: Any = Seam.from_config(scheduler.config)
+        seam.reading = _reading_of(self.pipeline)
+        self.pipeline.scheduler = seam
 
     def _look_at_the_pipeline(self) -> None:
         """Learn the shape and dtype of states, the slots of conditions and the passes of a velocity."""
@@ -323,6 +392,21 @@ class DiffusersPolicy:
             return [x]
         sizes = [math.prod(part) for part in self._parts]
         return [flat.unflatten(1, part) for flat, part in zip(x.split(sizes, 1), self._parts, strict=True)]
+
+
+def _reading_of(pipeline: Any) -> Reading:
+    """How the network is asked, by the scheduler that was saved with it."""
+    scheduler, config = pipeline.scheduler, pipeline.scheduler.config
+    prediction = config.get("prediction_type", "flow_prediction")
+    if prediction == "flow_prediction" or config.get("use_flow_sigmas", False):
+        return FlowReading(config["num_train_timesteps"])
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if prediction not in VELOCITIES or table is None or config.get("timestep_type") == "continuous":
+        raise UserError(
+            f"model: {type(pipeline).__name__} with {type(scheduler).__name__} (prediction_type "
+            f"'{prediction}') is neither a flow nor has it DDPM's table of timesteps; it cannot be trained"
+        )
+    return discrete(table, prediction)
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 A flow pipeline asks its scheduler for noise levels, calls its network at each and hands the result,
 dx/dsigma = noise - data, to `step`. This one holds a single level, or none at all, and writes down what
 reaches `step`; everything between (packing, positions, masks, guidance, direction of time) stays the
-pipeline's. Shapes: B rows, ... latent axes of the pipeline.
+pipeline's. Pipelines that predict noise let their scheduler scale what the network is fed
+(`scale_model_input`), so their states too are a flow's at the seam; a `Reading` converts.
+Shapes: B rows, ... latent axes of the pipeline.
 """
 
 import copy
@@ -16,6 +18,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from jaxtyping import Float
 from torch import Tensor
+
+from thalweg.models.diffusers.readings import Reading
 
 
 class Rows(Tensor):
@@ -40,6 +44,7 @@ class Seam(FlowMatchEulerDiscreteScheduler):
     """Stands in the place of the pipeline's scheduler."""
 
     init_noise_sigma = 1.0
+    reading: Reading
     steps: list[tuple[Tensor, Tensor]]
     """(state, velocity) of every `step` of the call; two where a pipeline has two latents."""
     stop_before_network: bool
@@ -52,16 +57,16 @@ class Seam(FlowMatchEulerDiscreteScheduler):
         """
         self.steps, self.stop_before_network = [], False
         sigma = None if sigma is None else sigma.float().cpu()
-        scale = float(self.config["num_train_timesteps"])
+        self._sigma = torch.zeros(0) if sigma is None else sigma
         if sigma is None:
             self._held = torch.zeros(1), torch.zeros(0)
         elif bool((sigma == sigma[0]).all()):
             one = sigma[:1]
-            self._held = torch.cat([one, torch.zeros_like(one)]), one * scale
+            self._held = torch.cat([one, torch.zeros_like(one)]), self.reading.timestep(one)
         else:
             rows = sigma.view(1, -1, *[1] * (state_axes - 1))
             both = torch.cat([rows, torch.zeros_like(rows)])
-            self._held = both.as_subclass(Rows), (sigma * scale)[None].as_subclass(Rows)
+            self._held = both.as_subclass(Rows), self.reading.timestep(sigma)[None].as_subclass(Rows)
 
     def set_timesteps(
         self,
@@ -78,14 +83,20 @@ class Seam(FlowMatchEulerDiscreteScheduler):
         self.num_inference_steps = len(self.timesteps)
 
     def scale_model_input(self, sample: Tensor, *args: Any) -> Tensor:
-        return sample
+        """What the network is fed; a batch that guidance doubled comes as it is."""
+        return self.reading.fed(sample, self._of(sample))
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
         """Write down, and leave the state where it is."""
-        self.steps.append((sample, model_output.as_subclass(Tensor)))
+        velocity = self.reading.velocity(model_output.as_subclass(Tensor), sample, self._of(sample))
+        self.steps.append((sample, velocity))
         if options.get("return_dict", True):
             return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=sample)  # type: ignore[arg-type]
         return (sample,)
+
+    def _of(self, sample: Tensor) -> Tensor:
+        """The level of each row of a whole batch, or of one that guidance doubled."""
+        return self._sigma.repeat(len(sample) // len(self._sigma))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Seam":
         """LTX-2 copies its scheduler for the sound; both write into one list."""

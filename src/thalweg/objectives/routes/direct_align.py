@@ -18,10 +18,10 @@ from pydantic import Field, PositiveFloat
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.part import Part
 from thalweg.core.values import Paths
-from thalweg.flow import LinearPath
+from thalweg.flow import LinearPath, flow_norm
 from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.contract import VelocityField
-from thalweg.objectives.pathwise_rows import draws, paths_of
+from thalweg.objectives.pathwise_rows import draws, levels_of, paths_of
 from thalweg.objectives.routes.contract import Sample
 
 PATH = LinearPath()
@@ -40,7 +40,9 @@ class DirectAlign(Part):
     """Levels are shifted towards noise by S u / (1 + (S-1) u)."""
 
     def paths(self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int) -> Paths:
-        ends = forest.paths[:, [0, -1]]
+        states = forest.paths
+        # A rollout that starts below σ = 1 starts from scaled noise.
+        ends = torch.stack([states[:, 0] / flow_norm(levels_of(forest)[0]), states[:, -1]], 1)
         u = torch.stack([address.uniform((2, 2)) for address in draws(forest, seed, iteration)])
         far = self.largest_step * (1 - u[..., 1])  # above 0: both levels the same would be no step
         highest = self.sigma_max / (self.shift - (self.shift - 1) * self.sigma_max)

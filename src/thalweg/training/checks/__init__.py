@@ -8,8 +8,8 @@ from thalweg.training.checks.credit import credited
 from thalweg.training.checks.data import streamed, without_a_world
 from thalweg.training.checks.densities import ON_PATH, densities
 from thalweg.training.checks.forward import forward
-from thalweg.training.checks.parallel import sharded
 from thalweg.training.checks.given import given
+from thalweg.training.checks.parallel import sharded
 from thalweg.training.checks.pathwise import pathwise
 from thalweg.training.checks.selection import selection
 from thalweg.training.checks.units import whole_groups

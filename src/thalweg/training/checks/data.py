@@ -1,5 +1,6 @@
 """Where prompts come from, and what needs all of them at once."""
 
+from thalweg.models import DiffusersModel
 from thalweg.rewards.world import WorldReward
 from thalweg.training.schema import Recipe
 
@@ -11,6 +12,10 @@ def streamed(recipe: Recipe) -> list[str]:
         return []
     if data.prompts in ("training", "held_out"):
         problems.append(f"data.streaming: '{data.prompts}' of a world are few; leave it out")
+    if isinstance(recipe.model, DiffusersModel) and recipe.model.release_encoders:
+        problems.append(
+            "data.streaming: model.release_encoders encodes all prompts at the start; leave one of them out"
+        )
     if any(isinstance(reward, WorldReward) for reward in recipe.rewards):
         problems.append(
             "data.streaming: the judge of an embedded world looks at all prompts at the start; leave it out"

@@ -46,6 +46,12 @@ def pathwise(objective: Any, recipe: Recipe) -> list[str]:
             "the plan deterministic"
         )
     steps = len(rollout.sigmas(recipe.seed, 0)) - 1
+    starts_below = float(rollout.sigmas(recipe.seed, 0)[0]) < 1
+    if isinstance(objective, DistributionMatching) and objective.diversity is not None and starts_below:
+        problems.append(
+            "objective.diversity: its teacher starts at σ = 1, and rollout.schedule "
+            f"'{rollout.schedule.kind}' starts below; leave it out, or take a schedule that starts at 1"
+        )
     place, last = "objective", objective
     if isinstance(objective, RewardGradient):
         place, last = "objective.route", objective.route

@@ -1,0 +1,35 @@
+"""The measurements of speed run, and what they count is what the networks do."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("diffusers") is None:
+    pytest.skip("needs diffusers", allow_module_level=True)
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import gpu
+import loops
+
+
+@pytest.mark.parametrize("name", ["sd3.5-medium", "flux1-dev"])
+def test_a_tiny_network_is_measured_as_a_large_one_would_be(name):
+    line = gpu.measure(
+        name, gpu.parsed(["--tiny", "--device", "cpu", "--batch", "2", "--steps", "3", "--repeats", "1"])
+    )
+    assert line["images_per_second"] > 0 and line["trained_steps_per_second"] > 0
+    # A backward pass through frozen weights costs about a forward pass; a rollout makes 3 of them.
+    assert 1.6 < 3 * line["update_tflop"] / line["rollout_tflop"] < 2.6
+    assert 0 < line["mfu/rollout"] < 1
+    assert line["mfu/update"] == pytest.approx(
+        line["update_tflop"] / 2 * line["trained_steps_per_second"] / line["matmul_tflops"]
+    )
+
+
+def test_loops_of_ones_own_compute_the_same_and_pay_for_the_reference_pass():
+    line = loops.measure("sd3", repeats=1)  # raises where the two loops differ
+    # Forward, backward and a forward for the reference, against forward and backward.
+    assert 1.1 < line["saving/no_reference"] < 2
