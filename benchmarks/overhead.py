@@ -19,8 +19,9 @@ from thalweg.models import Policy
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.data import load_prompts
-from thalweg.training.loop import iterate, load_policy
+from thalweg.training.loop import iterate
 from thalweg.training.optimise import make_optimizer
+from thalweg.training.policy import load_policy
 from thalweg.training.recipe import load_recipe, recipe_names
 from thalweg.training.schema import Recipe
 

@@ -16,7 +16,8 @@ from thalweg.objectives.sigma_draw import Stratified
 from thalweg.rollout import Deterministic, Rollout, Root, grow
 from thalweg.training.backward import measure
 from thalweg.training.companions import fit_companions, make_optimizers
-from thalweg.training.loop import load_policy, train
+from thalweg.training.loop import train
+from thalweg.training.policy import load_policy
 from thalweg.training.recipe import load_recipe
 from thalweg.training.weight_rules import WeightRule, add_named
 from training.small_runs import small, trains

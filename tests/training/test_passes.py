@@ -8,8 +8,9 @@ from thalweg.core.processes import Processes
 from thalweg.rewards import score, weights_of
 from thalweg.training.collect import collect
 from thalweg.training.data import draw_prompts, load_prompts
-from thalweg.training.loop import load_policy, train
+from thalweg.training.loop import train
 from thalweg.training.plan import batch_plan
+from thalweg.training.policy import load_policy
 from training.small_runs import saved_state, small, trains
 
 B, N, K = 8, 8, 7  # the last step is never trained

@@ -2,8 +2,9 @@
 
 import pytest
 
-from thalweg.training.loop import load_policy, train
+from thalweg.training.loop import train
 from thalweg.training.plan import batch_plan
+from thalweg.training.policy import load_policy
 from training.small_runs import small, trains
 
 B = 8

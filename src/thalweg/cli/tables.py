@@ -120,8 +120,8 @@ def print_plan(recipe: Any) -> None:
     """The resolved recipe, how an iteration divides, and an estimate of passes and memory."""
     from thalweg.core.processes import connect, disconnect
     from thalweg.training.estimate import estimate, report, size_of
-    from thalweg.training.loop import load_policy
     from thalweg.training.plan import batch_plan
+    from thalweg.training.policy import load_policy
 
     processes = connect()
     size = size_of(recipe.model)

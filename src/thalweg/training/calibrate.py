@@ -21,7 +21,7 @@ from thalweg.flow import StepSDE
 from thalweg.rewards import weights_of
 from thalweg.training.collect import collect, judge
 from thalweg.training.data import draw_prompts, open_prompts
-from thalweg.training.loop import load_policy
+from thalweg.training.policy import load_policy
 from thalweg.training.schema import Recipe
 
 BALANCED = 0.1

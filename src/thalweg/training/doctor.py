@@ -18,9 +18,9 @@ from thalweg.rewards import finished, total, weights_of
 from thalweg.training.backward import backward, recompute_log_probs
 from thalweg.training.collect import collect, judge
 from thalweg.training.data import draw_prompts, open_prompts
-from thalweg.training.loop import load_policy
 from thalweg.training.pathwise import judge_of
 from thalweg.training.plan import batch_plan
+from thalweg.training.policy import load_policy
 from thalweg.training.schema import Recipe
 
 

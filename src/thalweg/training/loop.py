@@ -1,52 +1,46 @@
 """The training loop: collect, judge, credit, learn. Every noun is a value that can be printed."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from thalweg.core.denormals import flushed_denormals
-from thalweg.core.errors import UserError
 from thalweg.core.forest import Leaves
 from thalweg.core.noise import Address
 from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Condition, Metrics, Prompt, Transitions
-from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
 from thalweg.models import POLICY, EncodesAhead, Policy
-from thalweg.objectives import ChunkRatio, ClippedRatio, OnPolicyDistillation
-from thalweg.rewards import finished, open_rewards, require_finite, total, weights_of, without_infinite
+from thalweg.rewards import open_rewards, require_finite, weights_of, without_infinite
 from thalweg.rewards.world import WorldReward
 from thalweg.training import checkpoint
-from thalweg.training.backward import Report, backward, on_training_path
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.collect import agreement, collect, judge
 from thalweg.training.companions import Optimizers, fit_companions, make_optimizers
 from thalweg.training.data import PromptStream, draw_prompts, held_out_prompts, open_prompts, require_judged
+from thalweg.training.evaluate import evaluate, summarise
 from thalweg.training.launch import require_alike
+from thalweg.training.learn import clip_metrics, learn
 from thalweg.training.memory import peak_megabytes
-from thalweg.training.optimise import update
 from thalweg.training.parallel import place
-from thalweg.training.pathwise import Judge, judge_of
+from thalweg.training.pathwise import judge_of
 from thalweg.training.plan import batch_plan
-from thalweg.training.recipe import load_recipe
+from thalweg.training.policy import load_policy
 from thalweg.training.replay import ReplayBuffer, mixed
-from thalweg.training.run import OURS, RunFolder, command_line, default_folder
+from thalweg.training.run import RunFolder, command_line, default_folder
 from thalweg.training.schema import Recipe
 from thalweg.training.stop import StopRequest
 from thalweg.training.trackers import Trackers, require_installed
-from thalweg.training.units import Rows, needed, together
-from thalweg.training.weight_rules import add_named, after_iteration, after_update
-from thalweg.worlds import find_world
+from thalweg.training.units import Rows, needed
+from thalweg.training.weight_rules import after_iteration
 
 Progress = Callable[[str, dict[str, Any]], None]
 """(event, line) -> None: told of every line that goes to metrics.jsonl."""
-SKIPS_BEFORE_STOPPING = 3
 
 
 @dataclass(frozen=True)
@@ -204,57 +198,6 @@ def iterate(
     }
 
 
-def learn(
-    recipe: Recipe,
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    rows: Rows,
-    condition: Condition,
-    processes: Processes,
-    state: State,
-    worth: Judge | None = None,
-) -> Metrics:
-    """Split the rows into updates by whole units, the same way on any number of processes, and take them."""
-    optim, report, deviation, norms = recipe.optim, Report(), 0.0, list[float]()
-    rows, corrected = on_training_path(
-        recipe.objective, policy, rows, condition, optim.micro_batch, processes
-    )
-    unit = recipe.objective.unit
-    whole = processes.gather({"unit": together(unit, rows)})["unit"].unique()
-    order = whole[Address(recipe.seed, "order", state.iteration, path=(1,)).permutation(len(whole))]
-    for chosen in order.tensor_split(optim.updates_per_iteration):
-        part = rows.index(torch.isin(together(unit, rows), chosen))
-        weight = part.weight.double().sum()[None]
-        processes.add([weight])
-        if float(weight) == 0:
-            continue
-        share = 1 / float(weight)
-        done = backward(recipe.objective, policy, part, condition, optim.micro_batch, share, processes, worth)
-        norm, taken = update(policy.weights, optimizer, optim, processes, state.updates)
-        if not norms:
-            deviation = done.ratio_deviation
-        report.merge(done)
-        norms.append(norm)
-        state.updates += 1
-        state.skipped_updates += not taken
-        state.skipped_in_a_row = 0 if taken else state.skipped_in_a_row + 1
-        if state.skipped_in_a_row == SKIPS_BEFORE_STOPPING:
-            raise UserError(
-                f"iteration {state.iteration + 1}: {SKIPS_BEFORE_STOPPING} updates in a row had a "
-                "gradient that is "
-                "not finite; lower optim.learning_rate and resume"
-            )
-        after_update(policy.weights, recipe.weights, state.updates)
-    return (
-        report.means(processes, deviation)
-        | corrected
-        | {
-            "grad_norm": sum(norms) / max(len(norms), 1),
-            "updates": len(norms),
-        }
-    )
-
-
 def with_replayed(
     recipe: Recipe,
     rows: Rows,
@@ -271,99 +214,6 @@ def with_replayed(
     again, given = buffer.draw(int(recipe.replay.fraction * len(fresh)), draw, processes, len(condition))
     buffer.admit(rows, condition, recipe.replay, iteration, processes)
     return mixed(rows, condition, again, given)
-
-
-def clip_metrics(recipe: Recipe, policy: Policy) -> Metrics:
-    """The clip range in nats of the log-ratio summed over latents, for objectives that clip."""
-    if not isinstance(recipe.objective, ClippedRatio | ChunkRatio):
-        return {}
-    elements = math.prod(policy.latent_shape)
-    return {"clip_nats": recipe.objective.clip_of(elements) * elements}
-
-
-def summarise(recipe: Recipe, scores: dict[str, torch.Tensor], leaves: Leaves) -> Metrics:
-    """What an iteration's rewards say, over all processes, of the model's own samples where it makes some."""
-    reward = total(scores, finished(recipe.rewards)).double()
-    groups = recipe.credit.groups(leaves)
-    valid = ~reward.isnan()
-    flat = [not bool((reward[(groups == g) & valid].diff() != 0).any()) for g in range(int(groups.max()) + 1)]
-    own = leaves.seed_group >= (len(recipe.rollout.given) if recipe.rollout.num_drawn else 0)
-    reward, valid = reward[own], valid[own]
-    return {
-        "reward": float(reward[valid].mean()),
-        **{f"reward/{name}": float(values[own].double().nanmean()) for name, values in scores.items()},
-        "reward_std": float(reward[valid].std(correction=0)),
-        "zero_variance_fraction": sum(flat) / len(flat),
-        "invalid_rewards": int((~valid).sum()),
-    }
-
-
-def evaluate(
-    recipe: Recipe,
-    policy: Policy,
-    held_out: Sequence[Prompt],
-    folder: RunFolder,
-    processes: Processes,
-    state: State,
-    clock: Clock,
-) -> Metrics:
-    """Measure the policy; its passes are not counted as training."""
-    with clock.stage("evaluate"):
-        before = replace(policy.passes)
-        settings, name = recipe.evaluation, recipe.model.world
-        world = None if name is None else find_world(name)
-        prompts = measure.spread(held_out, settings.num_prompts)
-        metrics = measure.measure(policy, prompts, recipe.rewards, world, settings, processes)
-        if settings.diversity_prompts:
-            few = measure.spread(held_out, settings.diversity_prompts)
-            images = measure.sample_groups(policy, few, settings, processes, recipe.rewards)
-            if folder.writes:
-                sheet.save_sheet(
-                    folder.path / "samples", state.iteration, images, few, settings.diversity_group
-                )
-            processes.wait()
-            base = sheet.load_base(folder.path / "samples")
-            metrics |= measure.watch(images, images if base is None else base, world, settings)
-        policy.passes.evaluations = before.evaluations
-        best = metrics.get("accuracy", metrics["reward"])
-        if state.iteration and (state.best is None or best > state.best):
-            state.best, state.best_iteration = best, state.iteration
-    return metrics
-
-
-def load_policy(recipe: Recipe, *, is_saved: bool = False) -> Policy:
-    """The model with its named weights, started from `init` if the recipe names it.
-
-    Where a checkpoint holds the weights (`is_saved`), `init` is not needed any more and may be gone.
-    """
-    policy = recipe.model.load()
-    if recipe.init is not None and not is_saved:
-        with torch.no_grad():
-            checkpoint.fill(policy.weights.tensors("policy"), checkpoint.weights_file(recipe.init))
-    add_named(policy.weights, recipe.weights)
-    for name, rule in recipe.weights.items():
-        if rule.init is not None and not is_saved:
-            require_same_levels(recipe, name, rule.init)
-            try:
-                with torch.no_grad():
-                    checkpoint.fill(policy.weights.tensors(name), checkpoint.weights_file(rule.init))
-            except UserError as error:
-                raise UserError(f"weights.{name}.init: {error}") from None
-    return policy
-
-
-def require_same_levels(recipe: Recipe, name: str, source: str) -> None:
-    """Raises where the objective compares steps with those of a teacher that was trained on others."""
-    file = Path(source) / OURS
-    if not isinstance(recipe.objective, OnPolicyDistillation) or not file.is_file():
-        return
-    here, there = (r.rollout.sigmas(r.seed, 0) for r in (recipe, load_recipe(file)))
-    if not torch.equal(here, there):
-        shown = ["[" + ", ".join(f"{s:.3g}" for s in sigmas.tolist()) + "]" for sigmas in (there, here)]
-        raise UserError(
-            f"weights.{name}.init='{source}': that run took its steps at the noise levels {shown[0]}, and "
-            f"this recipe takes them at {shown[1]}; make rollout.steps, schedule and solver the same"
-        )
 
 
 def _is_spent(recipe: Recipe, state: State, seconds: float) -> bool:

@@ -12,7 +12,7 @@ from thalweg.core.values import Made, Prompt
 from thalweg.evaluation.sampling import sample_images
 from thalweg.models import POLICY, Policy
 from thalweg.training import checkpoint
-from thalweg.training.loop import load_policy
+from thalweg.training.policy import load_policy
 from thalweg.training.recipe import load_recipe
 from thalweg.training.run import OURS, read_metrics
 from thalweg.training.schema import Recipe
