@@ -248,6 +248,6 @@ if __name__ == "__main__":
     for each in given.networks:
         print(
             json.dumps(
-                {k: round(v, 4) if isinstance(v, float) else v for k, v in measure(each, given).items()}
+                {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in measure(each, given).items()}
             )
         )
