@@ -20,7 +20,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -81,6 +81,7 @@ NETWORKS = {
         3.5,
     ),
 }
+TINY_TEXT = {"text_tokens": 16, "text_width": 32, "pooled_width": 32}
 TINY = {
     "sd3.5-medium": {
         "num_layers": 2,
@@ -117,16 +118,12 @@ def with_random_text(network: Network) -> type:
 
 def policy_of(name: str, tiny: bool, device: str, precision: str, checkpointing: bool) -> DiffusersPolicy:
     """The network on its device behind the stock pipeline."""
-    network = NETWORKS[name]
+    network = replace(NETWORKS[name], **TINY_TEXT) if tiny else NETWORKS[name]
     config = network.config | (TINY[name] if tiny else {})
-    if network.kind is diffusers.SD3Transformer2DModel:
-        config = config | {
-            "joint_attention_dim": network.text_width,
-            "pooled_projection_dim": network.pooled_width,
-        }
+    widths = {"joint_attention_dim": network.text_width, "pooled_projection_dim": network.pooled_width}
     torch.manual_seed(0)
     with torch.device(device):
-        transformer = network.kind(**config).to(DTYPES[precision])
+        transformer = network.kind(**config, **widths).to(DTYPES[precision])
     names = [f"text_encoder{n}" for n in ("", "_2", "_3")] + [f"tokenizer{n}" for n in ("", "_2", "_3")]
     absent = dict.fromkeys(
         names
@@ -251,6 +248,6 @@ if __name__ == "__main__":
     for each in given.networks:
         print(
             json.dumps(
-                {k: round(v, 4) if isinstance(v, float) else v for k, v in measure(each, given).items()}
+                {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in measure(each, given).items()}
             )
         )

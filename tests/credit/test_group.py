@@ -48,6 +48,15 @@ def test_a_scale_of_rewards_changes_nothing_where_the_groups_std_divides(rewards
     assert_close(advantages(credit, rewards * scale, SLOTS), advantages(credit, rewards, SLOTS))
 
 
+@pytest.mark.parametrize("std", ["group", "global", "none"])
+@pytest.mark.parametrize("combine", ["sum_rewards", "sum_advantages", "separate"])
+def test_a_reward_that_counts_negative_turns_advantages_round(combine, std):
+    credit = GroupCredit(std=std, limit=None, epsilon=0, combine=combine)
+    # Deviations are -1 and 1, and so is their std.
+    got = credit.advantages({"r": torch.tensor([2.0, 4.0])}, {"r": -1.0}, leaves_of([0, 0]))
+    assert_close(got, torch.tensor([[1.0], [-1.0]]))
+
+
 @given(rewards=groups_of_four, order=st.permutations(range(12)))
 def test_permuting_samples_permutes_their_advantages(rewards, order):
     rewards, order = torch.tensor(rewards), list(order)

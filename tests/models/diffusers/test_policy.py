@@ -153,11 +153,11 @@ def test_a_prompt_may_bring_its_own_negative_prompt(name, tiny_policy_of):
         with torch.no_grad():
             return policy.velocity(x, torch.full((len(prompts),), 0.5), policy.encode(prompts))
 
-    mixed = tiny_policy_of(name, call={"negative_prompt": "red"})
+    mixed = tiny_policy_of(name, call={**TINY[name].call, "negative_prompt": "red"})
     own = Prompt("a fox", {"negative_prompt": "blue blue blue"})
     got = velocity(mixed, [Prompt("a fox"), own])
     for row, negative in enumerate(["red", "blue blue blue"]):
-        of_all = tiny_policy_of(name, call={"negative_prompt": negative})
+        of_all = tiny_policy_of(name, call={**TINY[name].call, "negative_prompt": negative})
         assert_close(got[row], velocity(of_all, [Prompt("a fox")] * 2)[row])
     assert not torch.allclose(got, velocity(mixed, [own, Prompt("a fox")]))
 
