@@ -95,7 +95,7 @@ def _run(
     open_rewards(recipe.rewards, held_out if isinstance(prompts, PromptStream) else [*prompts, *held_out])
     require_installed(recipe)
     policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
-    batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
+    batch_plan(recipe, policy, processes.total)  # refuses what does not divide, before anything is written
     processes = place(policy, recipe.parallel, processes, held_out[0])
     optimizers = make_optimizers(policy.weights, recipe)
     if is_new:
@@ -166,7 +166,7 @@ def iterate(
         collected = collect(recipe, policy, asked, processes, state.iteration)
         forest = collected.forest
     with clock.stage("reward"):
-        scores = judge(recipe, policy, forest)
+        scores = judge(recipe, policy, forest, processes)
         if recipe.run.invalid_rewards == "raise":
             require_finite(scores.leaves, forest.leaf_prompts)
             require_finite(scores.probes, forest.probe_prompts)
@@ -198,7 +198,7 @@ def iterate(
         "skipped_updates": state.skipped_updates,
         **clip_metrics(recipe, policy),
         "padded_passes": int(passes[2]),
-        "processes": processes.count,
+        "processes": processes.total,
         "samples": len(leaves),
         "samples_local": len(forest.leaves),
     }

@@ -1,0 +1,66 @@
+"""Real families whose samples are shared by two processes, each with half of the tokens."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from models.diffusers.test_sharded import PROPORTIONAL, policy_of
+from models.diffusers.test_training import settings_of
+from thalweg.core.errors import UserError
+from thalweg.core.processes import connect, disconnect
+from thalweg.core.values import Prompt
+from thalweg.models.diffusers.ulysses import share_samples
+from thalweg.training.loop import train
+from thalweg.training.recipe import find_recipe, load_recipe
+from training.several_processes import on_processes
+from training.small_runs import trains
+
+__all__ = ["settings_of"]
+
+FULL = {"lora": None, "precision": "float32"}
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """diffusers numbers accelerators modulo how many there are, which is 0 here."""
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+
+
+def slopes_of(policy):
+    """A velocity, and the gradient of a random linear function of it to the input and all weights."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(2, *policy.latent_shape, generator=draw).requires_grad_()
+    direction = torch.randn(2, *policy.latent_shape, generator=draw)
+    sigma = torch.full((2,), 0.95)  # one level, which all families take
+    velocity = policy.velocity(x, sigma, policy.encode([Prompt("a red square")] * 2))
+    policy.weights.backward((velocity * direction).sum())
+    named = policy.weights.parameters.items()
+    slopes = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in named}
+    for parameter in policy.weights.parameters.values():
+        parameter.grad = None
+    return velocity.detach(), x.grad, slopes
+
+
+@pytest.mark.parametrize("name", ["flux", "kontext", "flux2", "flux2_klein", "wan", "wan_two_networks"])
+def test_gradients_of_the_parts_add_up_to_the_gradient_of_the_whole(name, on_cpu, tiny_policy_of):
+    policy = tiny_policy_of(name, **FULL)
+    velocity, of_input, whole = slopes_of(policy)
+
+    def work():
+        processes = share_samples(policy, 2, connect())
+        assert (processes.count, processes.total, processes.is_first) == (
+            1,
+            2,
+            processes.context.position == 0,
+        )
+        found, told, parts = slopes_of(policy)
+        assert_close(found, velocity, atol=1e-5, rtol=1e-4)
+        assert_close(told, of_input, atol=1e-4, rtol=1e-4)
+        if any(slope.norm() > 0 for slope in whole.values()):
+            assert any((parts[n] - whole[n]).norm() > 0.01 * whole[n].norm() for n in parts)  # it is a part
+        processes.add(list(parts.values()), of_parts=True)
+        for weight, slope in parts.items():
+            assert_close(slope, whole[weight], atol=1e-4, rtol=1e-3, msg=lambda m, w=weight: f"{w}: {m}")
+        disconnect(processes)
+
+    on_processes(2, work)
