@@ -42,7 +42,7 @@ def place(policy: Policy, parallel: Parallel, processes: Processes, prompt: Prom
         from thalweg.models.diffusers.ulysses import share_samples
 
         assert isinstance(policy, DiffusersPolicy)
-        return share_samples(policy, parallel.ulysses, processes)
+        return share_samples(policy, parallel.ulysses, processes, prompt)
     if parallel.shards(processes.count) == 1:
         return processes
     from thalweg.models.sharding import shard  # not every torch has torch.distributed

@@ -41,13 +41,24 @@ def slopes_of(policy):
     return velocity.detach(), x.grad, slopes
 
 
-@pytest.mark.parametrize("name", ["flux", "kontext", "flux2", "flux2_klein", "wan", "wan_two_networks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flux",
+        "kontext",
+        "flux2",
+        "flux2_klein",
+        "wan",
+        "wan_from_image",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("wan_two_networks", "wan_tokens_with_levels")),
+    ],
+)
 def test_gradients_of_the_parts_add_up_to_the_gradient_of_the_whole(name, on_cpu, tiny_policy_of):
     policy = tiny_policy_of(name, **FULL)
     velocity, of_input, whole = slopes_of(policy)
 
     def work():
-        processes = share_samples(policy, 2, connect())
+        processes = share_samples(policy, 2, connect(), Prompt("a"))
         assert (processes.count, processes.total, processes.is_first) == (
             1,
             2,
@@ -64,3 +75,35 @@ def test_gradients_of_the_parts_add_up_to_the_gradient_of_the_whole(name, on_cpu
         disconnect(processes)
 
     on_processes(2, work)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "processes", "ulysses", "extra"),
+    [
+        ("diffusion-nft", 2, 2, {}),
+        ("flow-grpo", 4, 2, {"rollout.micro_batch": 4}),
+        pytest.param("gcpo", 2, 2, {"model.gradient_checkpointing": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_that_share_samples_train_as_one_does(
+    recipe, processes, ulysses, extra, on_cpu, settings_of, tmp_path
+):
+    settings = settings_of("flux") | PROPORTIONAL | {"rewards": ["brightness"], "iterations": 3} | extra
+    settings |= {"run.save_every": 1, "run.keep_last": 3, "evaluation.diversity_prompts": 0}
+    settings |= {"evaluation.num_prompts": 1, "rollout.steps": 2}
+
+    def loaded(size):
+        return load_recipe(find_recipe(recipe), settings | {"parallel.ulysses": size})
+
+    train(loaded(1), tmp_path / "one")
+    on_processes(processes, lambda: train(loaded(ulysses), tmp_path / "shared"), timeout=60)
+    for line, alone in zip(trains(tmp_path / "shared"), trains(tmp_path / "one"), strict=True):
+        assert line["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert line["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+        assert line["evaluations"] == alone["evaluations"]
+        assert line["processes"] == processes
+        assert line["samples_local"] == line["samples"] // (processes // ulysses)
+    moved, expected = (policy_of(tmp_path / r, 2) - policy_of(tmp_path / r, 0) for r in ("shared", "one"))
+    assert expected.norm() > 0
+    assert (moved - expected).abs().max() < 1e-5
+    assert (moved - expected).norm() < 0.01 * expected.norm()

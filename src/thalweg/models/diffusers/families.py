@@ -33,7 +33,9 @@ class Family:
     audio_seconds: str = "duration"
     """The argument for the length of a sound."""
     shares_samples: bool = False
-    """Processes can share a sample: parts of its tokens give parts of every gradient (tested by family)."""
+    """Processes can share a sample: parts of its tokens give parts of every gradient, and all prompts have
+    the same number of tokens (tested by family).
+    """
 
 
 def _tokens_to_map(state: Float[Tensor, "B L C"], pipeline: Any, call: Mapping[str, Any]) -> Tensor:
@@ -53,7 +55,7 @@ FAMILIES: dict[str, Family] = {
     "QwenImageEditPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPlusPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
     "WanPipeline": Family(rows_may_differ=True, shares_samples=True),
-    "WanImageToVideoPipeline": Family(rows_may_differ=True),
+    "WanImageToVideoPipeline": Family(rows_may_differ=True, shares_samples=True),
     "SanaPipeline": Family(rows_may_differ=True),
     "HunyuanVideo15Pipeline": Family(rows_may_differ=True, decodes_alone=True),
     "LTX2Pipeline": Family(rows_may_differ=True, latents=("latents", "audio_latents")),

@@ -11,9 +11,7 @@ gathering; so it is in the families that `families.py` marks. The same holds for
 by the processes is added before it goes further back, as there all have the whole of it again.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -25,12 +23,16 @@ from torch.utils._pytree import tree_map_only
 
 from thalweg.core.errors import UserError
 from thalweg.core.processes import Context, Processes
+from thalweg.core.values import Prompt
 from thalweg.models.diffusers.policy import DiffusersPolicy
 
 
-def share_samples(policy: DiffusersPolicy, size: int, processes: Processes) -> Processes:
-    """Let each `size` neighbouring processes share their samples; they count as one from then on."""
-    plans = {name: _plan_of(policy, name, size) for name in policy.networks}
+def share_samples(policy: DiffusersPolicy, size: int, processes: Processes, prompt: Prompt) -> Processes:
+    """Let each `size` neighbouring processes share their samples; they count as one from then on. `prompt` is
+    any that the policy can encode.
+    """
+    for network in policy.networks.values():
+        _require_plan(policy, network, size)
     if torch.accelerator.device_count() == 0:
         raise UserError(
             f"parallel.ulysses={size}: diffusers splits samples over accelerators, and there is none; leave "
@@ -39,14 +41,14 @@ def share_samples(policy: DiffusersPolicy, size: int, processes: Processes) -> P
     count = processes.count // size
     mesh = init_device_mesh(policy.device.type, (count, 1, size), mesh_dim_names=("data", "ring", "ulysses"))
     context = _context(processes.rank, count, size)
-    for name, network in policy.networks.items():
-        _split(network, plans[name], mesh, context)
+    for network in policy.networks.values():
+        _split(network, mesh, context)
+    _require_divisible(policy, size, prompt)
     return Processes(processes.rank // size, count, context=context)
 
 
-def _plan_of(policy: DiffusersPolicy, name: str, size: int) -> Mapping[str, Any]:
-    """The plan of a network; raises UserError where it has none, or its heads do not split."""
-    network: Any = policy.networks[name]
+def _require_plan(policy: DiffusersPolicy, network: Any, size: int) -> None:
+    """Raises where a network has no plan, or its heads do not split."""
     plan = getattr(network, "_cp_plan", None)
     if plan is None or not policy.family.shares_samples:
         family, lacking = (
@@ -63,7 +65,6 @@ def _plan_of(policy: DiffusersPolicy, name: str, size: int) -> Mapping[str, Any]
             f"parallel.ulysses={size}: the {heads} attention heads of {type(network).__name__} do not split "
             f"over {size} processes; give a number that divides {heads}"
         )
-    return plan
 
 
 def _context(rank: int, count: int, size: int) -> Context:
@@ -74,14 +75,9 @@ def _context(rank: int, count: int, size: int) -> Context:
     return Context(rank % size, size, inside[rank // size], across[rank % size])
 
 
-def _split(network: Any, plan: Mapping[str, Any], mesh: DeviceMesh, context: Context) -> None:
+def _split(network: Any, mesh: DeviceMesh, context: Context) -> None:
     network.enable_parallelism(config=ContextParallelConfig(ulysses_degree=context.size, mesh=mesh))
     network.register_forward_pre_hook(partial(_add_slopes_of_inputs, context.inside), with_kwargs=True)
-    for place, cuts in plan.items():
-        if isinstance(cuts, Mapping):
-            inputs = {name: cut for name, cut in cuts.items() if isinstance(name, str)}
-            check = partial(_require_divisible, context.size, inputs)
-            network.get_submodule(place).register_forward_pre_hook(check, with_kwargs=True)
 
 
 class _Whole(torch.autograd.Function):
@@ -108,16 +104,17 @@ def _add_slopes_of_inputs(
     return tree_map_only(Tensor, whole, (args, options))
 
 
-def _require_divisible(
-    size: int, cuts: Mapping[str, Any], module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
-) -> None:
-    names = list(signature(type(module).forward).parameters)[1:]
-    given = dict(zip(names, args, strict=False)) | options
-    for name, cut in cuts.items():
-        x = given.get(name)
-        if isinstance(x, Tensor) and x.ndim == cut.expected_dims and x.shape[cut.split_dim] % size:
-            raise UserError(
-                f"parallel.ulysses={size}: '{name}' of {x.shape[cut.split_dim]} tokens does not split over "
-                f"{size} processes; choose model.height, width, num_frames and max_sequence_length that make "
-                f"the tokens a multiple of {size}"
-            )
+@torch.no_grad()
+def _require_divisible(policy: DiffusersPolicy, size: int, prompt: Prompt) -> None:
+    """Raises where a pass finds tokens that do not split; they are as many for every prompt."""
+    condition, before = policy.encode([prompt]), policy.passes.evaluations
+    x = torch.zeros(1, *policy.latent_shape, device=policy.device)
+    try:
+        policy.velocity(x, torch.ones(1), condition)
+    except AssertionError as error:  # diffusers' own check, which names no numbers
+        raise UserError(
+            f"parallel.ulysses={size}: the tokens of {type(policy.pipeline).__name__} do not split over {size} "
+            f"processes ({error}); give model.height, width, num_frames and max_sequence_length that make the "
+            f"tokens of the sample, and those of its text, multiples of {size}"
+        ) from error
+    policy.passes.evaluations = before
