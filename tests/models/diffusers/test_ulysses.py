@@ -1,4 +1,6 @@
-"""Real families whose samples are shared by two processes, each with half of the tokens."""
+"""Real families whose samples are shared by processes, each with a part of the tokens."""
+
+import os
 
 import pytest
 import torch
@@ -7,10 +9,12 @@ from torch.testing import assert_close
 from models.diffusers.test_sharded import PROPORTIONAL, policy_of
 from models.diffusers.test_training import settings_of
 from thalweg.core.errors import UserError
-from thalweg.core.processes import connect, disconnect
+from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Prompt
 from thalweg.models.diffusers.ulysses import share_samples
 from thalweg.training.loop import train
+from thalweg.training.parallel import Parallel
+from thalweg.training.plan import plan_of
 from thalweg.training.recipe import find_recipe, load_recipe
 from training.several_processes import on_processes
 from training.small_runs import trains
@@ -18,6 +22,7 @@ from training.small_runs import trains
 __all__ = ["settings_of"]
 
 FULL = {"lora": None, "precision": "float32"}
+CHECKPOINTED = {"model.gradient_checkpointing": True, "objective.sigmas.num_sigmas": 2}
 
 
 @pytest.fixture
@@ -77,18 +82,23 @@ def test_gradients_of_the_parts_add_up_to_the_gradient_of_the_whole(name, on_cpu
     on_processes(2, work)
 
 
+def of_two_minds(images, prompts):
+    """A judge that says something else to every second process."""
+    return images.mean((1, 2, 3)) if int(os.environ.get("RANK", "0")) % 2 == 0 else torch.rand(len(images))
+
+
 @pytest.mark.parametrize(
     ("recipe", "processes", "ulysses", "extra"),
     [
         ("diffusion-nft", 2, 2, {}),
         ("flow-grpo", 4, 2, {"rollout.micro_batch": 4}),
-        pytest.param("gcpo", 2, 2, {"model.gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param("dgpo", 2, 2, CHECKPOINTED, marks=pytest.mark.slow),
     ],
 )
-def test_processes_that_share_samples_train_as_one_does(
+def test_processes_that_share_samples_train_as_one_does_even_if_a_judge_tells_them_different_things(
     recipe, processes, ulysses, extra, on_cpu, settings_of, tmp_path
 ):
-    settings = settings_of("flux") | PROPORTIONAL | {"rewards": ["brightness"], "iterations": 3} | extra
+    settings = settings_of("flux") | PROPORTIONAL | {"rewards": [of_two_minds], "iterations": 3} | extra
     settings |= {"run.save_every": 1, "run.keep_last": 3, "evaluation.diversity_prompts": 0}
     settings |= {"evaluation.num_prompts": 1, "rollout.steps": 2}
 
@@ -98,6 +108,7 @@ def test_processes_that_share_samples_train_as_one_does(
     train(loaded(1), tmp_path / "one")
     on_processes(processes, lambda: train(loaded(ulysses), tmp_path / "shared"), timeout=60)
     for line, alone in zip(trains(tmp_path / "shared"), trains(tmp_path / "one"), strict=True):
+        assert line["reward"] == pytest.approx(alone["reward"], abs=1e-5)
         assert line["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert line["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
         assert line["evaluations"] == alone["evaluations"]
@@ -107,3 +118,59 @@ def test_processes_that_share_samples_train_as_one_does(
     assert expected.norm() > 0
     assert (moved - expected).abs().max() < 1e-5
     assert (moved - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("sd3", 2, "StableDiffusion3Pipeline cannot be split by its tokens .* has no plan for it"),
+        ("ltx2", 2, "LTX2Pipeline cannot be split by its tokens .* has a plan without a test"),
+        ("flux", 3, "the 2 attention heads of FluxTransformer2DModel do not split over 3 processes"),
+        ("flux", 2, "splits samples over accelerators, and there is none"),
+    ],
+)
+def test_a_network_that_cannot_be_split_is_refused(name, size, words, tiny_policy_of, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
+    with pytest.raises(UserError, match=f"parallel.ulysses={size}: .*{words}"):
+        share_samples(tiny_policy_of(name), size, Processes(0, size), Prompt("a"))
+
+
+def test_tokens_that_do_not_split_are_refused(on_cpu, tiny_policy_of):
+    policy = tiny_policy_of("flux", max_sequence_length=33)
+
+    def work():
+        processes = connect()
+        with pytest.raises(UserError, match="the tokens of FluxPipeline do not split over 2 processes"):
+            share_samples(policy, 2, processes, Prompt("a"))
+        disconnect(processes)
+
+    on_processes(2, work)
+
+
+def test_a_number_of_processes_that_the_groups_do_not_divide_is_refused(settings_of, tmp_path):
+    assert Parallel(ulysses=2).contexts(6) == 3
+    with pytest.raises(UserError, match="parallel.ulysses=2 does not divide the number of processes, 3"):
+        Parallel(ulysses=2).contexts(3)
+    alone = load_recipe("flow-grpo", settings_of("flux") | {"rewards": ["brightness"], "parallel.ulysses": 2})
+    with pytest.raises(UserError, match="does not divide the number of processes, 1: start a multiple of 2"):
+        train(alone, tmp_path / "run")
+
+
+def test_noises_that_the_groups_do_not_divide_are_refused(settings_of):
+    one = {"data.prompts_per_iteration": 1, "rollout.group_size": 3, "parallel.ulysses": 2}
+    recipe = load_recipe("flow-grpo", settings_of("flux") | {"rewards": ["brightness"]} | one)
+    assert plan_of(recipe, 16, 1, 0, 6).roots_per_process == 1
+    with pytest.raises(UserError, match="do not split over 2 groups of 2 processes: .* a multiple of 2"):
+        plan_of(recipe, 16, 1, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "parallel.ulysses=2: the miniature model 'scenes' fits one process"),
+        ({"parallel.weights": "fsdp"}, "parallel.ulysses=2: with parallel.weights='fsdp'"),
+    ],
+)
+def test_what_samples_cannot_be_shared_with_is_refused_when_the_recipe_is_read(changes, words):
+    with pytest.raises(UserError, match=words):
+        load_recipe("flow-grpo", {"parallel.ulysses": 2} | changes)
