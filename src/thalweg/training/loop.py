@@ -19,7 +19,15 @@ from thalweg.evaluation import measure, sheet
 from thalweg.evaluation.report import write_report
 from thalweg.models import POLICY, EncodesAhead, Policy
 from thalweg.objectives import ChunkRatio, ClippedRatio, OnPolicyDistillation
-from thalweg.rewards import finished, open_rewards, require_finite, total, weights_of, without_infinite
+from thalweg.rewards import (
+    close_rewards,
+    finished,
+    open_rewards,
+    require_finite,
+    total,
+    weights_of,
+    without_infinite,
+)
 from thalweg.rewards.world import WorldReward
 from thalweg.training import checkpoint
 from thalweg.training.backward import Report, backward, on_training_path
@@ -69,6 +77,7 @@ def train(recipe: Recipe, out: str | Path | None = None, progress: Progress | No
         folder.require_new()
         return _run(recipe, folder, processes, progress, is_new=True)
     finally:
+        close_rewards(recipe.rewards)
         disconnect(processes)
 
 
@@ -78,6 +87,7 @@ def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -
     try:
         return _run(recipe, RunFolder(Path(path), processes.is_first), processes, progress, is_new=False)
     finally:
+        close_rewards(recipe.rewards)
         disconnect(processes)
 
 

@@ -167,7 +167,7 @@ def test_noises_that_the_groups_do_not_divide_are_refused(settings_of):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "parallel.ulysses=2: the miniature model 'scenes' fits one process"),
+        ({}, "parallel.ulysses=2: model.kind='miniature' has no network of diffusers"),
         ({"parallel.weights": "fsdp"}, "parallel.ulysses=2: with parallel.weights='fsdp'"),
     ],
 )

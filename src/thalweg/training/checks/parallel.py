@@ -33,7 +33,8 @@ def shared(recipe: Recipe) -> list[str]:
     here, problems = f"parallel.ulysses={recipe.parallel.ulysses}", []
     if not isinstance(recipe.model, DiffusersModel):
         problems.append(
-            f"{here}: the miniature model '{recipe.model.world}' fits one process and is not split; leave it out"
+            f"{here}: model.kind='{recipe.model.kind}' has no network of diffusers, with a plan to split samples "
+            "by; leave it out"
         )
     if recipe.parallel.weights != "replicated":
         problems.append(
