@@ -1,7 +1,9 @@
 """Rewards on workers of a Ray cluster of one machine, started for the test and ended with it."""
 
 import os
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from thalweg.core.errors import UserError
 from thalweg.core.values import Prompt
 from thalweg.rewards import Reward, close_rewards, open_rewards, score, weights_of
 from thalweg.training.loop import train
-from training.small_runs import small, tiny_world, trains
+from thalweg.training.recipe import load_recipe
+from training.small_runs import assert_same_run, small, tiny_world
 
 __all__ = ["tiny_world"]
 
@@ -33,13 +36,22 @@ def test_a_missing_ray_is_one_line(monkeypatch):
 
 
 def test_reading_a_recipe_does_not_import_ray():
-    assert on_ray("brightness").reward.kind == "brightness"
-    assert "ray" not in sys.modules or sys.modules["ray"].__file__ is not None
+    read = (
+        "import sys; from thalweg.training.recipe import load_recipe; "
+        "load_recipe('flow-grpo', {'rewards': [{'kind': 'ray', 'reward': 'brightness'}]}); "
+        "sys.exit('ray' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", read], check=False).returncode == 0
 
 
 def test_name_and_weight_are_those_of_the_reward_within():
     rewards = [on_ray({"kind": "http", "url": "http://judge", "name": "judge", "weight": 0.25})]
     assert weights_of(rewards) == {"judge": 0.25}
+
+
+def test_a_reward_that_no_worker_can_hold_is_named():
+    with pytest.raises(UserError, match=r"rewards.*reward.*no reward is called 'scenes'"):
+        load_recipe("flow-grpo", {"rewards": [{"kind": "ray", "reward": "scenes"}]})
 
 
 @pytest.mark.parametrize("within", ["scenes", {"kind": "scorer"}, {"kind": "ray", "reward": "brightness"}])
@@ -53,7 +65,7 @@ def test_a_prompt_that_cannot_be_judged_is_refused_before_workers_start():
         open_rewards([on_ray("ocr")], PROMPTS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     """Two processors of this machine."""
     ray = pytest.importorskip("ray")
@@ -63,54 +75,55 @@ def cluster():
     ray.shutdown()
 
 
-def alive(ray):
-    from ray.util.state import list_actors
-
-    return [actor for actor in list_actors() if actor.state == "ALIVE"]
+def becomes_free(ray):
+    """Whether no worker is left: Ray ends them in its own time."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end and ray.available_resources().get("CPU") != 2.0:
+        time.sleep(0.2)
+    return ray.available_resources().get("CPU") == 2.0
 
 
 @pytest.mark.slow
-def test_workers_judge_as_the_reward_does_in_order_and_end_with_the_run(cluster, tiny_world, tmp_path):
-    def place_and_worker(images, prompts):  # a function of its own process
+def test_workers_judge_as_the_reward_does_in_order_and_one_that_fails_is_named(cluster):
+    def judge(images, prompts):  # goes to the workers by value, as it is nobody's to import
+        words = {prompt.text for prompt in prompts}
+        if "die" in words:
+            os._exit(1)
+        if "raise" in words:
+            raise KeyError("no such thing")
         return [
             image.mean() + 10 * prompt.metadata["n"] + 1000 * (os.getpid() % 97)
-            for image, prompt in zip(images, prompts)
+            for image, prompt in zip(images, prompts, strict=True)
         ]
 
-    both = [on_ray("brightness"), on_ray(place_and_worker)]
-    open_rewards(both[:1], PROMPTS)
-    found = score(both[:1], IMAGES, PROMPTS)["brightness"]
-    assert_close(found, torch.linspace(0, 1, 5))
-    assert score(both[:1], IMAGES[:1], PROMPTS[:1])["brightness"].tolist() == [0.0]
-    assert len(score(both[:1], IMAGES[:0], [])["brightness"]) == 0
-    close_rewards(both)
-    found = score(both[1:], IMAGES, PROMPTS)["place_and_worker"]
+    rewards = [on_ray(judge)]
+    open_rewards(rewards, PROMPTS)
+    found = score(rewards, IMAGES, PROMPTS)["judge"]
     assert_close(found % 1000, torch.linspace(0, 1, 5) + 10 * torch.arange(5), atol=1e-2, rtol=0)
     assert len((found // 1000).unique()) == 2  # both took part
-    close_rewards(both)
+    assert_close(score(rewards, IMAGES[2:3], PROMPTS[2:3])["judge"] % 1000, torch.tensor([20.5]))
+    assert len(score(rewards, IMAGES[:0], [])["judge"]) == 0
+    with pytest.raises(UserError, match="reward 'judge' raised KeyError: 'no such thing'; mend the function"):
+        score(rewards, IMAGES, [*PROMPTS[:4], Prompt("raise")])
+    with pytest.raises(UserError, match=r"^reward 'judge': Ray worker 2 of 2 died .*and resume the run$"):
+        score(rewards, IMAGES, [*PROMPTS[:4], Prompt("die")])
+    close_rewards(rewards)
+    assert becomes_free(cluster)
 
-    def dies_at_3(images, prompts):
-        if any(prompt.metadata["n"] == 3 for prompt in prompts):
-            os._exit(1)
-        return [0.0] * len(images)
 
-    def raises(images, prompts):
-        raise KeyError("no such thing")
+@pytest.mark.slow
+def test_workers_that_the_cluster_has_no_room_for_are_one_line(cluster):
+    reward = on_ray("brightness", cpus_per_worker=32, timeout=2)
+    words = "gave no answer within 2 s; they need 64 CPUs and 0 GPUs of the cluster's 2 and 0"
+    with pytest.raises(UserError, match=words):
+        open_rewards([reward], PROMPTS)
 
-    dying, raising = on_ray(dies_at_3), on_ray(raises)
-    with pytest.raises(UserError, match="reward 'dies_at_3': Ray worker 2 of 2 died .* and resume the run"):
-        score([dying], IMAGES, PROMPTS)
-    close_rewards([dying])
-    with pytest.raises(UserError, match="reward 'raises' raised KeyError"):
-        score([raising], IMAGES, PROMPTS)
-    close_rewards([raising])
-    with pytest.raises(
-        UserError, match="gave no answer within 2 s; they need 64 CPUs and 0 GPUs of the cluster's 2 and 0"
-    ):
-        open_rewards([on_ray("brightness", cpus_per_worker=32, timeout=2)], PROMPTS)
-    recipe = {"rewards": [{"kind": "ray", "reward": "brightness", "workers": 2}], "iterations": 1}
-    train(small("flow-grpo"), tmp_path / "here")
-    train(small("flow-grpo", recipe), tmp_path / "there")
-    assert [line["reward"] for line in trains(tmp_path / "there")] == [trains(tmp_path / "here")[0]["reward"]]
-    assert cluster.is_initialized()  # ours, not the run's to end
-    assert cluster.available_resources().get("CPU") == 2.0
+
+@pytest.mark.slow
+def test_a_run_is_judged_by_workers_as_without_them_and_ends_them(cluster, tiny_world, tmp_path):
+    on_workers = {"rewards": [{"kind": "ray", "reward": "brightness", "workers": 2}]}
+    train(small("flow-grpo", {"iterations": 1}), tmp_path / "here")
+    train(small("flow-grpo", {"iterations": 1} | on_workers), tmp_path / "there")
+    assert_same_run(tmp_path / "here", tmp_path / "there")
+    assert becomes_free(cluster)
+    assert cluster.is_initialized()  # not the run's to end

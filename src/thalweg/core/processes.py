@@ -1,8 +1,8 @@
 """Several processes, one run: torch.distributed as it is, started by torchrun.
 
 Every process grows its own roots and adds its gradients to the others'. It holds the whole network, or a
-shard of it (`models.sharding`), and whole samples, or a part of each one's tokens. Group statistics see the rows of all processes, in an order that does not
-depend on how many there are.
+shard of it (`models.sharding`), and whole samples, or a part of each one's tokens. Group statistics see the
+rows of all processes, in an order that does not depend on how many there are.
 """
 
 import os
@@ -37,7 +37,7 @@ class Turns(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """The processes that this one shares its samples with, each of which holds a part of a sample's tokens."""
+    """The processes that this one shares its samples with: each has a part of every sample's tokens."""
 
     position: int
     """Of this process among them."""

@@ -1,8 +1,8 @@
 """Another reward on workers of a Ray cluster (Moritz et al. 2018, arXiv:1712.05889).
 
 Each worker is a Ray actor with a copy of the reward, on whatever machine has the processors it asks for. A
-batch is cut into as many parts as there are workers, in order, and so is the answer put together. Every process
-of the run has workers of its own.
+batch is cut into as many parts as there are workers, in order, and so is the answer put together. Every
+process of the run has workers of its own.
 """
 
 import os
@@ -122,7 +122,7 @@ class RayReward(Part):
         # A run tells nobody of itself.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(address=self.address, include_dashboard=None, log_to_driver=False, logging_level="error")
+            ray.init(address=self.address, log_to_driver=False, logging_level="error")
         except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
             where = self.address or os.environ.get("RAY_ADDRESS", "this machine")
             raise UserError(
@@ -136,11 +136,11 @@ class RayReward(Part):
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-        found = []
+        at, found = 0, []
         try:
-            for number, question in enumerate(asked):
-                at = number + 1
-                found.append(ray.get(question, timeout=self.timeout))
+            ray.wait(list(asked), num_returns=len(asked), timeout=self.timeout)
+            for at, question in enumerate(asked, 1):
+                found.append(ray.get(question, timeout=0))
         except RayActorError as error:
             raise UserError(
                 f"reward '{self.name}': Ray worker {at} of {self.workers} died ({_line(error)}); look into "

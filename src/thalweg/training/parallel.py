@@ -25,11 +25,13 @@ class Parallel(Part):
         return processes if self.weights == "fsdp" else 1
 
     def contexts(self, processes: int) -> int:
-        """How many groups of processes have samples of their own; raises UserError where some are left over."""
+        """How many groups of processes have samples of their own; raises UserError where some processes are
+        left over.
+        """
         if processes % self.ulysses:
             raise UserError(
-                f"parallel.ulysses={self.ulysses} does not divide the number of processes, {processes}: start "
-                f"a multiple of {self.ulysses} with torchrun, or give another number"
+                f"parallel.ulysses={self.ulysses} does not divide the number of processes, {processes}: "
+                f"start a multiple of {self.ulysses} with torchrun, or give another number"
             )
         return processes // self.ulysses
 

@@ -149,7 +149,7 @@ def test_tokens_that_do_not_split_are_refused(on_cpu, tiny_policy_of):
 
 def test_a_number_of_processes_that_the_groups_do_not_divide_is_refused(settings_of, tmp_path):
     assert Parallel(ulysses=2).contexts(6) == 3
-    with pytest.raises(UserError, match="parallel.ulysses=2 does not divide the number of processes, 3"):
+    with pytest.raises(UserError, match=r"parallel\.ulysses=2 does not divide the number of processes, 3"):
         Parallel(ulysses=2).contexts(3)
     alone = load_recipe("flow-grpo", settings_of("flux") | {"rewards": ["brightness"], "parallel.ulysses": 2})
     with pytest.raises(UserError, match="does not divide the number of processes, 1: start a multiple of 2"):
@@ -160,7 +160,7 @@ def test_noises_that_the_groups_do_not_divide_are_refused(settings_of):
     one = {"data.prompts_per_iteration": 1, "rollout.group_size": 3, "parallel.ulysses": 2}
     recipe = load_recipe("flow-grpo", settings_of("flux") | {"rewards": ["brightness"]} | one)
     assert plan_of(recipe, 16, 1, 0, 6).roots_per_process == 1
-    with pytest.raises(UserError, match="do not split over 2 groups of 2 processes: .* a multiple of 2"):
+    with pytest.raises(UserError, match=r"do not split over 2 groups of 2 processes: .* a multiple of 2"):
         plan_of(recipe, 16, 1, 0, 4)
 
 

@@ -1,4 +1,4 @@
-"""Ulysses (Jacobs et al. 2023, arXiv:2309.14509): several processes share a sample, each has some of its tokens.
+"""Ulysses (Jacobs et al. 2023, arXiv:2309.14509): processes share a sample, each has some of its tokens.
 
 The network's own plan (diffusers' `_cp_plan`) says where tokens are split and gathered again; attention
 exchanges tokens for heads and back. Every process then has the whole output y, hence the same loss L, and
@@ -113,8 +113,8 @@ def _require_divisible(policy: DiffusersPolicy, size: int, prompt: Prompt) -> No
         policy.velocity(x, torch.ones(1), condition)
     except AssertionError as error:  # diffusers' own check, which names no numbers
         raise UserError(
-            f"parallel.ulysses={size}: the tokens of {type(policy.pipeline).__name__} do not split over {size} "
-            f"processes ({error}); give model.height, width, num_frames and max_sequence_length that make the "
-            f"tokens of the sample, and those of its text, multiples of {size}"
+            f"parallel.ulysses={size}: the tokens of {type(policy.pipeline).__name__} do not split over "
+            f"{size} processes ({error}); give model.height, width, num_frames and max_sequence_length that "
+            f"make the tokens of the sample, and those of its text, multiples of {size}"
         ) from error
     policy.passes.evaluations = before

@@ -1,4 +1,7 @@
-"""What sharded weights cannot do, a pass outside the order that all processes keep; and what cannot be shared."""
+"""What sharded weights and shared samples cannot do.
+
+With shards, that is a pass outside the order that all processes keep.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,8 +36,8 @@ def shared(recipe: Recipe) -> list[str]:
     here, problems = f"parallel.ulysses={recipe.parallel.ulysses}", []
     if not isinstance(recipe.model, DiffusersModel):
         problems.append(
-            f"{here}: model.kind='{recipe.model.kind}' has no network of diffusers, with a plan to split samples "
-            "by; leave it out"
+            f"{here}: model.kind='{recipe.model.kind}' has no network of diffusers with a plan by which samples "
+            "are split; leave it out"
         )
     if recipe.parallel.weights != "replicated":
         problems.append(
