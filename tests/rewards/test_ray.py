@@ -35,6 +35,7 @@ def test_a_missing_ray_is_one_line(monkeypatch):
         open_rewards([on_ray("brightness")], PROMPTS)
 
 
+@pytest.mark.slow
 def test_reading_a_recipe_does_not_import_ray():
     read = (
         "import sys; from thalweg.training.recipe import load_recipe; "

@@ -5,6 +5,7 @@ batch is cut into as many parts as there are workers, in order, and so is the an
 process of the run has workers of its own.
 """
 
+import importlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -81,8 +82,7 @@ class RayReward(Part):
             return
         if find_spec("ray") is None:
             raise UserError(f"reward '{self.name}': ray is not installed; pip install 'thalweg[ray]'")
-        import ray
-
+        ray = _ray()
         if not ray.is_initialized():
             self._connect()
         worker = ray.remote(_Worker).options(num_cpus=self.cpus_per_worker, num_gpus=self.gpus_per_worker)
@@ -95,16 +95,11 @@ class RayReward(Part):
 
     def close(self) -> None:
         """End the workers, and the cluster where it was started for them."""
-        if self._team:
-            import ray
-
-            for worker in self._team:
-                ray.kill(worker)
-            self._team.clear()
+        for worker in self._team:
+            _ray().kill(worker)
+        self._team.clear()
         if self._started_ray:
-            import ray
-
-            ray.shutdown()
+            _ray().shutdown()
             self._started_ray = False
 
     def score(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> Float[Tensor, " B"]:
@@ -117,12 +112,10 @@ class RayReward(Part):
         return torch.tensor([score for scores in self._answers(asked) for score in scores])
 
     def _connect(self) -> None:
-        import ray
-
         # A run tells nobody of itself.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(address=self.address, log_to_driver=False, logging_level="error")
+            _ray().init(address=self.address, log_to_driver=False, logging_level="error")
         except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
             where = self.address or os.environ.get("RAY_ADDRESS", "this machine")
             raise UserError(
@@ -133,34 +126,35 @@ class RayReward(Part):
 
     def _answers(self, asked: Sequence[Any]) -> list[Any]:
         """What all workers answer, in their order."""
-        import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-
-        at, found = 0, []
-        try:
-            ray.wait(list(asked), num_returns=len(asked), timeout=self.timeout)
-            for at, question in enumerate(asked, 1):
+        if not asked:
+            return []
+        ray = _ray()
+        ray.wait(list(asked), num_returns=len(asked), timeout=self.timeout)
+        found = []
+        for number, question in enumerate(asked, 1):
+            who = f"reward '{self.name}': Ray worker {number} of {self.workers}"
+            try:
                 found.append(ray.get(question, timeout=0))
-        except RayActorError as error:
-            raise UserError(
-                f"reward '{self.name}': Ray worker {at} of {self.workers} died ({_line(error)}); look into "
-                "Ray's logs, give it more memory or take fewer workers, and resume the run"
-            ) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
-            raise UserError(
-                f"reward '{self.name}': Ray worker {at} of {self.workers} raised "
-                f"{type(error.cause).__name__}: {_line(error.cause)}; mend the reward, and resume the run"
-            ) from error
-        except GetTimeoutError as error:
-            there = {name: ray.cluster_resources().get(name, 0.0) for name in ("CPU", "GPU")}
-            raise UserError(
-                f"reward '{self.name}': Ray worker {at} of {self.workers} gave no answer within "
-                f"{self.timeout:g} s; they need {self.workers * self.cpus_per_worker:g} CPUs and "
-                f"{self.workers * self.gpus_per_worker:g} GPUs of the cluster's {there['CPU']:g} and "
-                f"{there['GPU']:g}: take fewer workers, give each less, or raise timeout"
-            ) from error
+            except ray.exceptions.RayActorError as error:
+                raise UserError(
+                    f"{who} died ({_line(error)}); look into Ray's logs, give it more memory or take fewer "
+                    "workers, and resume the run"
+                ) from error
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise UserError(str(error.cause)) from error
+                raise UserError(
+                    f"{who} raised {type(error.cause).__name__}: {_line(error.cause)}; mend the reward, and "
+                    "resume the run"
+                ) from error
+            except ray.exceptions.GetTimeoutError as error:
+                there = {name: ray.cluster_resources().get(name, 0.0) for name in ("CPU", "GPU")}
+                raise UserError(
+                    f"{who} gave no answer within {self.timeout:g} s; they need "
+                    f"{self.workers * self.cpus_per_worker:g} CPUs and "
+                    f"{self.workers * self.gpus_per_worker:g} GPUs of the cluster's {there['CPU']:g} and "
+                    f"{there['GPU']:g}: take fewer workers, give each less, or raise timeout"
+                ) from error
         return found
 
 
@@ -177,6 +171,11 @@ class _Worker:
     def score(self, images: Any, prompts: Sequence[Prompt]) -> list[float]:
         # Ray's memory cannot be written to.
         return self._reward.score(torch.from_numpy(images.copy()), prompts).float().tolist()
+
+
+def _ray() -> Any:
+    """Slow to import, and not everywhere."""
+    return importlib.import_module("ray")
 
 
 def _line(error: BaseException) -> str:

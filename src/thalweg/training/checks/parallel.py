@@ -36,8 +36,8 @@ def shared(recipe: Recipe) -> list[str]:
     here, problems = f"parallel.ulysses={recipe.parallel.ulysses}", []
     if not isinstance(recipe.model, DiffusersModel):
         problems.append(
-            f"{here}: model.kind='{recipe.model.kind}' has no network of diffusers with a plan by which samples "
-            "are split; leave it out"
+            f"{here}: model.kind='{recipe.model.kind}' has no network of diffusers with a plan by which "
+            "samples are split; leave it out"
         )
     if recipe.parallel.weights != "replicated":
         problems.append(
