@@ -20,7 +20,7 @@ demo: install
 	    run.max_seconds=360 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 -m "not slow and not gpu"
 
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"

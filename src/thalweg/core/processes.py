@@ -1,8 +1,8 @@
 """Several processes, one run: torch.distributed as it is, started by torchrun.
 
 Every process grows its own roots and adds its gradients to the others'. It holds the whole network, or a
-shard of it (`models.sharding`). Group statistics see the rows of all processes, in an order that does not
-depend on how many there are.
+shard of it (`models.sharding`), and whole samples, or a part of each one's tokens. Group statistics see the
+rows of all processes, in an order that does not depend on how many there are.
 """
 
 import os
@@ -36,17 +36,38 @@ class Turns(Protocol):
 
 
 @dataclass(frozen=True)
+class Context:
+    """The processes that this one shares its samples with: each has a part of every sample's tokens."""
+
+    position: int
+    """Of this process among them."""
+    size: int
+    inside: Any
+    """torch.distributed's group of these processes."""
+    across: Any
+    """The group of those at the same position of all contexts: they hold different samples."""
+
+
+@dataclass(frozen=True)
 class Processes:
-    """This process among all of the run."""
+    """This process among all of the run; those that share their samples count as one."""
 
     rank: int = 0
     count: int = 1
     turns: Turns | None = None
     """Set where the network lives in shards: whoever waits for the others takes part in their passes."""
+    context: Context | None = None
+    """Set where several processes share each sample."""
 
     @property
     def is_first(self) -> bool:
-        return self.rank == 0
+        """Of all: who writes."""
+        return self.rank == 0 and (self.context is None or self.context.position == 0)
+
+    @property
+    def total(self) -> int:
+        """How many there are when each is counted."""
+        return self.count * (1 if self.context is None else self.context.size)
 
     def share(self, total: int) -> range:
         """This process's part of 0 .. total - 1; parts are contiguous, in order of rank."""
@@ -55,34 +76,49 @@ class Processes:
     def gather(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rows of all processes, in order of rank: columns of any trailing shape, the first axis joined."""
         if self.count == 1:
-            return dict(columns)
+            return self.as_first(columns)
         self.meet()
+        across = None if self.context is None else self.context.across
         mine = len(next(iter(columns.values())))
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-        dist.all_gather(sizes, torch.tensor([mine]))
+        dist.all_gather(sizes, torch.tensor([mine]), across)
         longest = int(max(sizes))
         joined = {}
         for name, column in columns.items():
             padded = torch.zeros(longest, *column.shape[1:], dtype=column.dtype)
             padded[:mine] = column
             parts = [torch.zeros_like(padded) for _ in range(self.count)]
-            dist.all_gather(parts, padded)
+            dist.all_gather(parts, padded, across)
             joined[name] = torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
-        return joined
+        return self.as_first(joined)
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over processes, in one message."""
-        if self.count == 1 or not tensors:
+    def as_first(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The columns of the first process that holds the same samples: a judge may answer each otherwise."""
+        if self.context is None:
+            return dict(columns)
+        told = {name: column.detach().clone().contiguous() for name, column in columns.items()}
+        for column in told.values():
+            if column.numel():
+                dist.broadcast(column, self.rank * self.context.size, self.context.inside)
+        return told
+
+    def add(self, tensors: Sequence[Tensor], *, of_parts: bool = False) -> None:
+        """Replace each tensor by its sum over processes, in one message.
+
+        What processes that share their samples have in common counts once; with `of_parts` each of them has
+        a part of it, as of a gradient, and all count.
+        """
+        if not tensors or (self.total if of_parts else self.count) == 1:
             return
         self.meet()
         flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=None if of_parts or self.context is None else self.context.across)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
-        if self.count == 1:
+        if self.total == 1:
             return flag
         self.meet()
         seen = torch.tensor([float(flag)])
@@ -91,7 +127,7 @@ class Processes:
 
     def agree(self, text: str) -> str:
         """The text that the first process gives."""
-        if self.count == 1:
+        if self.total == 1:
             return text
         self.meet()
         letters = torch.tensor(list(text.encode()), dtype=torch.uint8)
@@ -109,7 +145,7 @@ class Processes:
         return [bytes(part.tolist()).decode() for part in parts]
 
     def wait(self) -> None:
-        if self.count > 1:
+        if self.total > 1:
             self.meet()
             dist.barrier()
 
@@ -194,5 +230,5 @@ def is_first_process() -> bool:
 
 def disconnect(processes: Processes) -> None:
     """Leave the group, if there is one."""
-    if processes.count > 1 and dist.is_initialized():
+    if processes.total > 1 and dist.is_initialized():
         dist.destroy_process_group()

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError
 from thalweg.core.forest import Forest, Scores
-from thalweg.core.names import nearest
 from thalweg.core.values import Made, Media, Prompt
 from thalweg.rewards.clipscore import CLIPScore
 from thalweg.rewards.function import FunctionReward
@@ -20,9 +20,10 @@ from thalweg.rewards.loudness import Loudness
 from thalweg.rewards.ocr import OCR, target_of
 from thalweg.rewards.pickscore import PickScore
 from thalweg.rewards.pixels import Brightness, JPEGSize
+from thalweg.rewards.ray import RayReward
 from thalweg.rewards.scorer import ScorerReward
+from thalweg.rewards.shorthand import from_shorthand
 from thalweg.rewards.world import WorldReward
-from thalweg.worlds import WORLDS
 
 KINDS = {
     "brightness": Brightness,
@@ -33,24 +34,10 @@ KINDS = {
     "loudness": Loudness,
     "ocr": OCR,
     "pickscore": PickScore,
+    "ray": RayReward,
     "scorer": ScorerReward,
     "world": WorldReward,
 }
-
-
-def _from_shorthand(value: Any) -> Any:
-    """A world's name, a kind, `module:function` or a function stands for the reward it names."""
-    if callable(value) and not isinstance(value, tuple(KINDS.values())):
-        return {"kind": "function", "function": value}
-    if not isinstance(value, str):
-        return value
-    if value in WORLDS:
-        return {"kind": "world", "world": value}
-    if ":" in value:
-        return {"kind": "function", "function": value}
-    if value in KINDS:
-        return {"kind": value}
-    raise ValueError(f"no reward is called '{value}'{nearest(value, [*WORLDS, *KINDS])}")
 
 
 Reward = Annotated[
@@ -64,21 +51,29 @@ Reward = Annotated[
         | Loudness
         | OCR
         | PickScore
+        | RayReward
         | ScorerReward,
         Field(discriminator="kind"),
     ],
-    BeforeValidator(_from_shorthand),
+    BeforeValidator(partial(from_shorthand, kinds=KINDS)),
 ]
 
 
 def open_rewards(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> None:
     """Load what the rewards need, and look whether they can judge these prompts; raises UserError."""
     for reward in rewards:
-        if isinstance(reward, PickScore | CLIPScore | OCR):
-            reward.open()
-        if isinstance(reward, OCR):
+        if isinstance(reward.reward if isinstance(reward, RayReward) else reward, OCR):
             for prompt in prompts:
                 target_of(prompt)
+        if isinstance(reward, PickScore | CLIPScore | OCR | RayReward):
+            reward.open()
+
+
+def close_rewards(rewards: Sequence[Reward]) -> None:
+    """End what was started for them."""
+    for reward in rewards:
+        if isinstance(reward, RayReward):
+            reward.close()
 
 
 def score(rewards: Sequence[Reward], made: Made, prompts: Sequence[Prompt]) -> dict[str, Float[Tensor, " B"]]:

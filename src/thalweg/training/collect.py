@@ -58,7 +58,12 @@ def collect(
     return Collected(forest, looks)
 
 
-def judge(recipe: Recipe, policy: Policy, forest: Forest) -> Scores:
+def judge(
+    recipe: Recipe,
+    policy: Policy,
+    forest: Forest,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
+) -> Scores:
     """Every reward of what it judges: samples, probes, or states in the middle of denoising."""
     of_samples = finished(recipe.rewards)
     probes = {}
@@ -70,9 +75,9 @@ def judge(recipe: Recipe, policy: Policy, forest: Forest) -> Scores:
         assert isinstance(made, torch.Tensor)  # an embedded world's samples are images
         marks = judge_of_places.marks(made, forest.leaf_prompts)
     return Scores(
-        leaves=score(of_samples, made, forest.leaf_prompts),
+        leaves=processes.as_first(score(of_samples, made, forest.leaf_prompts)),
         steps=score_steps(recipe.rewards, forest),
-        probes=probes,
+        probes=processes.as_first(probes),
         marks=marks,
     )
 

@@ -175,7 +175,7 @@ def estimate(recipe: Recipe, size: Size, processes: int = 1) -> Estimate:
     plan = plan_of(recipe, size.tokens(model) * size.channels, passes, weight_bytes, processes)
     frozen = (size.frozen_parameters + (0 if model.lora is None else total / shards)) * per_element
     tokens = size.tokens(model) + size.text_tokens
-    layer = tokens * size.width * (per_element / 2)
+    layer = tokens * size.width * (per_element / 2) / recipe.parallel.ulysses
     kept = (
         2 * layer * (size.layers + 17) if model.gradient_checkpointing else 34 * layer * size.layers
     ) * passes

@@ -15,7 +15,7 @@ from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Condition, Metrics, Prompt, Transitions
 from thalweg.evaluation.report import write_report
 from thalweg.models import POLICY, EncodesAhead, Policy
-from thalweg.rewards import open_rewards, require_finite, weights_of, without_infinite
+from thalweg.rewards import close_rewards, open_rewards, require_finite, weights_of, without_infinite
 from thalweg.rewards.world import WorldReward
 from thalweg.training import checkpoint
 from thalweg.training.checkpoint import State
@@ -63,6 +63,7 @@ def train(recipe: Recipe, out: str | Path | None = None, progress: Progress | No
         folder.require_new()
         return _run(recipe, folder, processes, progress, is_new=True)
     finally:
+        close_rewards(recipe.rewards)
         disconnect(processes)
 
 
@@ -72,6 +73,7 @@ def resume(path: str | Path, recipe: Recipe, progress: Progress | None = None) -
     try:
         return _run(recipe, RunFolder(Path(path), processes.is_first), processes, progress, is_new=False)
     finally:
+        close_rewards(recipe.rewards)
         disconnect(processes)
 
 
@@ -89,7 +91,7 @@ def _run(
     open_rewards(recipe.rewards, held_out if isinstance(prompts, PromptStream) else [*prompts, *held_out])
     require_installed(recipe)
     policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
-    batch_plan(recipe, policy, processes.count)  # refuses what does not divide, before anything is written
+    batch_plan(recipe, policy, processes.total)  # refuses what does not divide, before anything is written
     processes = place(policy, recipe.parallel, processes, held_out[0])
     optimizers = make_optimizers(policy.weights, recipe)
     if is_new:
@@ -160,7 +162,7 @@ def iterate(
         collected = collect(recipe, policy, asked, processes, state.iteration)
         forest = collected.forest
     with clock.stage("reward"):
-        scores = judge(recipe, policy, forest)
+        scores = judge(recipe, policy, forest, processes)
         if recipe.run.invalid_rewards == "raise":
             require_finite(scores.leaves, forest.leaf_prompts)
             require_finite(scores.probes, forest.probe_prompts)
@@ -192,7 +194,7 @@ def iterate(
         "skipped_updates": state.skipped_updates,
         **clip_metrics(recipe, policy),
         "padded_passes": int(passes[2]),
-        "processes": processes.count,
+        "processes": processes.total,
         "samples": len(leaves),
         "samples_local": len(forest.leaves),
     }

@@ -58,7 +58,7 @@ def update(
             parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in parameters if p.grad is not None]
     if processes.turns is None:
-        processes.add(gradients)
+        processes.add(gradients, of_parts=True)
     else:
         for gradient in gradients:
             local(gradient).mul_(processes.count)  # FSDP2 has averaged them

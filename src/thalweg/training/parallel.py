@@ -3,6 +3,9 @@
 from dataclasses import replace
 from typing import Literal
 
+from pydantic import PositiveInt
+
+from thalweg.core.errors import UserError
 from thalweg.core.part import Part
 from thalweg.core.processes import Processes
 from thalweg.core.values import Prompt
@@ -14,14 +17,34 @@ class Parallel(Part):
 
     weights: Literal["replicated", "fsdp"] = "replicated"
     """Each process holds all weights, or a shard of them (FSDP2: Zhao et al. 2023, arXiv:2304.11277)."""
+    ulysses: PositiveInt = 1
+    """Processes that share each sample, split by its tokens (Jacobs et al. 2023, arXiv:2309.14509)."""
 
     def shards(self, processes: int) -> int:
         """Into how many parts the weights are cut."""
         return processes if self.weights == "fsdp" else 1
 
+    def contexts(self, processes: int) -> int:
+        """How many groups of processes have samples of their own; raises UserError where some processes are
+        left over.
+        """
+        if processes % self.ulysses:
+            raise UserError(
+                f"parallel.ulysses={self.ulysses} does not divide the number of processes, {processes}: "
+                f"start a multiple of {self.ulysses} with torchrun, or give another number"
+            )
+        return processes // self.ulysses
+
 
 def place(policy: Policy, parallel: Parallel, processes: Processes, prompt: Prompt) -> Processes:
     """Put the weights where they will stay; the processes as they then work together."""
+    if parallel.ulysses > 1:
+        # A recipe with another model is refused when it is read.
+        from thalweg.models.diffusers.policy import DiffusersPolicy
+        from thalweg.models.diffusers.ulysses import share_samples
+
+        assert isinstance(policy, DiffusersPolicy)
+        return share_samples(policy, parallel.ulysses, processes, prompt)
     if parallel.shards(processes.count) == 1:
         return processes
     from thalweg.models.sharding import shard  # not every torch has torch.distributed

@@ -23,6 +23,7 @@ class BatchPlan:
     group_size: int
     processes: int
     roots_per_process: int
+    """Of processes that share their samples, all have the same."""
     samples: int
     rollout_passes: int
     """Network passes of one sample that the rollout takes, over all processes."""
@@ -54,11 +55,13 @@ def plan_of(
 ) -> BatchPlan:
     """The batch plan of a model in numbers."""
     roots = recipe.data.prompts_per_iteration * recipe.rollout.num_starts
-    if roots % processes:
+    ulysses, contexts = recipe.parallel.ulysses, recipe.parallel.contexts(processes)
+    if roots % contexts:
+        parts = f"{contexts} processes" if ulysses == 1 else f"{contexts} groups of {ulysses} processes"
         raise UserError(
             f"data.prompts_per_iteration={recipe.data.prompts_per_iteration} x "
             f"{recipe.rollout.num_starts} initial "
-            f"noises do not split over {processes} processes: their product must be a multiple of {processes}"
+            f"noises do not split over {parts}: their product must be a multiple of {contexts}"
         )
     sigma = recipe.rollout.sigmas(recipe.seed, 0)[:-1]
     steps = recipe.selection.keeps_step(torch.arange(len(sigma)), sigma, 0).nonzero().flatten().tolist()
@@ -103,8 +106,8 @@ def plan_of(
         others += rows * (once + anchors)
     if unit in WIDE:
         parts = torch.arange(prompts).tensor_split(recipe.optim.updates_per_iteration)
-        updates = (len(part) * (rows // prompts) // processes for part in parts)
-        others += sum(n * processes for n in updates if n > recipe.optim.micro_batch) * (once + anchors)
+        updates = (len(part) * (rows // prompts) // contexts for part in parts)
+        others += sum(n * contexts for n in updates if n > recipe.optim.micro_batch) * (once + anchors)
     if getattr(recipe.objective, "old_log_prob", "stored") == "recompute":
         others += rows * (once + anchors)
     fitted = sum(
@@ -121,13 +124,13 @@ def plan_of(
         prompts=prompts,
         group_size=recipe.rollout.group_size,
         processes=processes,
-        roots_per_process=roots // processes,
+        roots_per_process=roots // contexts,
         samples=samples,
         rollout_passes=passes * once,
         gradient_passes=(rows + samples * fitted) * once,
         other_passes=others,
         updates=recipe.optim.updates_per_iteration,
-        stored_bytes=states * size // processes,
+        stored_bytes=states * size // contexts,
         weight_bytes=weight_bytes,
     )
 

@@ -32,6 +32,10 @@ class Family:
     """Texts besides the prompt that are given for each sample; a prompt's metadata may name them."""
     audio_seconds: str = "duration"
     """The argument for the length of a sound."""
+    shares_samples: bool = False
+    """Processes can share a sample: parts of its tokens give parts of every gradient, and all prompts have
+    the same number of tokens (tested by family).
+    """
 
 
 def _tokens_to_map(state: Float[Tensor, "B L C"], pipeline: Any, call: Mapping[str, Any]) -> Tensor:
@@ -43,15 +47,15 @@ def _tokens_to_map(state: Float[Tensor, "B L C"], pipeline: Any, call: Mapping[s
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusion3Pipeline": Family(rows_may_differ=True),
-    "FluxPipeline": Family(rows_may_differ=True),
-    "FluxKontextPipeline": Family(rows_may_differ=True),
-    "Flux2Pipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map),
-    "Flux2KleinPipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map),
+    "FluxPipeline": Family(rows_may_differ=True, shares_samples=True),
+    "FluxKontextPipeline": Family(rows_may_differ=True, shares_samples=True),
+    "Flux2Pipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map, shares_samples=True),
+    "Flux2KleinPipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map, shares_samples=True),
     "QwenImagePipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPlusPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
-    "WanPipeline": Family(rows_may_differ=True),
-    "WanImageToVideoPipeline": Family(rows_may_differ=True),
+    "WanPipeline": Family(rows_may_differ=True, shares_samples=True),
+    "WanImageToVideoPipeline": Family(rows_may_differ=True, shares_samples=True),
     "SanaPipeline": Family(rows_may_differ=True),
     "HunyuanVideo15Pipeline": Family(rows_may_differ=True, decodes_alone=True),
     "LTX2Pipeline": Family(rows_may_differ=True, latents=("latents", "audio_latents")),

@@ -1,9 +1,12 @@
-"""What sharded weights cannot do: a pass outside the order that all processes keep."""
+"""What sharded weights and shared samples cannot do.
+
+With shards, that is a pass outside the order that all processes keep.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.models import MiniatureModel
+from thalweg.models import DiffusersModel, MiniatureModel
 from thalweg.training.schema import Recipe
 
 
@@ -24,6 +27,22 @@ def sharded(recipe: Recipe) -> list[str]:
         problems.append(
             f"{place}: computes whole passes again, which {here} all processes would have to; give false, "
             "and model.gradient_checkpointing=true for a model that recomputes block by block"
+        )
+    return problems
+
+
+def shared(recipe: Recipe) -> list[str]:
+    """Settings that do not go with samples that several processes share."""
+    here, problems = f"parallel.ulysses={recipe.parallel.ulysses}", []
+    if not isinstance(recipe.model, DiffusersModel):
+        problems.append(
+            f"{here}: model.kind='{recipe.model.kind}' has no network of diffusers with a plan by which "
+            "samples are split; leave it out"
+        )
+    if recipe.parallel.weights != "replicated":
+        problems.append(
+            f"{here}: with parallel.weights='{recipe.parallel.weights}' each process would gather weights in "
+            "another's part of a pass; use replicated, or leave ulysses out"
         )
     return problems
 
