@@ -3,11 +3,10 @@
     python benchmarks/loops.py [sd3 flux] [--repeats 5]
 
 A straightforward loop, written here, drives the same tiny pipeline by itself: it keeps guidance as one
-doubled batch
-with gradients for both halves, always makes a reference pass, and takes one forward for each step and sample
-batch.
-Ours is the policy and the objective of a run. All variants of a family are timed in turn within one process,
-and what is printed are ratios of process CPU time on one thread: machines differ and other programs disturb.
+doubled batch with gradients for both halves, always makes a reference pass, and takes one forward for each
+step and sample batch. Ours is the policy and the objective of a run. All variants of a family are timed in
+turn within one process, and what is printed are ratios of process CPU time on one thread: machines differ and
+other programs disturb.
 
     rollout      samples a second
     update       trained steps a second: forward, loss and backward of one step of one sample

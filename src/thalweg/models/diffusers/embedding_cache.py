@@ -2,11 +2,9 @@
 
 A key is the SHA-256 of everything that an embedding depends on: format of the file, class of the pipeline,
 precision, arguments of its call, the prompt with its own texts and the content of its image, and the
-embedding of
-one fixed prompt. That one is always worked out by the encoders at hand and stands for their weights,
-tokenizers
-and templates, so a cache may be shared by models and runs. Machines whose embeddings differ by rounding do
-not share entries.
+embedding of one fixed prompt. That one is always worked out by the encoders at hand and stands for their
+weights, tokenizers and templates, so a cache may be shared by models and runs. Machines whose embeddings
+differ by rounding do not share entries.
 
 An entry is one safetensors file, FOLDER/ab/abcd....safetensors, written whole or not at all, with the
 SHA-256 of its tensors. A damaged one is counted, encoded again and replaced.
