@@ -68,3 +68,11 @@ def test_the_teacher_passes_the_students_levels_in_finer_steps():
     for state, stride in zip(shown, (0.4, 0.3, 0.3), strict=True):
         x = x * (1 - stride / 2) ** 2
         assert_close(state, x)
+
+
+def test_passes_are_a_gradient_a_step_the_teachers_finer_ones_and_those_made_again():
+    student = {"pull_weight": 1.0, "substeps": 3}
+    kept = TrajectoryShaping(**student, recompute=False)
+    again = TrajectoryShaping(**student, recompute=True)
+    assert kept.passes(4) == (4, {kept.teacher: 12, "policy": 0})
+    assert again.passes(4) == (4, {again.teacher: 12, "policy": 4})
