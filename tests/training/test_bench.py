@@ -1,11 +1,19 @@
+import dataclasses
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 
 from thalweg.core.errors import UserError
-from thalweg.training.bench import TRIAL_SEED, Result, bench, stored_results, table
+from thalweg.training.bench import TRIAL_SEED, bench, stored_results
+from thalweg.training.checkpoint import read_state
+from thalweg.training.compare import BASELINE, Result, cost_to, table
 from thalweg.training.recipe import load_recipe
+from thalweg.training.saved import load_run
 
 SMALL = [
     "rollout.group_size=4",
@@ -29,6 +37,51 @@ def test_a_row_of_the_table_has_the_mean_and_the_sample_deviation_over_seeds():
     assert len(rows) == 4
     assert rows[2].startswith("| a | 0, 1 | 0.0001 | 0.500 | 0.700 ± 0.141 |")  # sqrt(2 · .1² / 1)
     assert rows[3].startswith("| b | 0 | 0.0001 | 0.500 | 0.700 |") and rows[3].endswith("| faster |")
+
+
+def curve(recipe, seed, points):
+    spent = ({"cpu_seconds": cpu, "evaluations": 10 * cpu, "accuracy": score} for cpu, score in points)
+    return [{"recipe": recipe, "seed": seed} | each for each in spent]
+
+
+def test_cost_is_read_where_the_mean_of_the_seeds_first_reaches_the_level():
+    # Seeds rise from .5 to .7 and to .9 in 100 s: their mean passes .6 after 100 · .1 / .3 s.
+    both = curve("a", 0, [(0, 0.5), (100, 0.7)]) + curve("a", 1, [(0, 0.5), (50, 0.7), (100, 0.9)])
+    assert cost_to(0.6, both, "cpu_seconds") == pytest.approx(100 / 3)
+    assert cost_to(0.6, both, "evaluations") == pytest.approx(1000 / 3)
+    assert cost_to(0.5, both, "cpu_seconds") == 0
+    assert cost_to(0.81, both, "cpu_seconds") is None
+
+
+def test_the_table_states_the_cost_of_the_baselines_final_score():
+    results = [result(BASELINE, 0, 0.7), result("fast", 0, 0.9), result("slow", 0, 0.6)]
+    runs = [(BASELINE, 0.7), ("fast", 0.9), ("slow", 0.6)]
+    rows = table(results, [line for name, end in runs for line in curve(name, 0, [(0, 0.5), (80, end)])])
+    assert "CPU s to 0.700 | passes to 0.700 |" in rows
+    assert "| 80 (1.0x) | 800 (1.0x) |" in rows and "| 40 (2.0x) | 400 (2.0x) |" in rows
+    assert "| not reached | not reached |" in rows
+
+
+def test_a_recipe_with_another_base_is_not_held_against_the_baseline():
+    other = dataclasses.replace(result("other", 0, 0.9), base=0.1)
+    curves = curve(BASELINE, 0, [(0, 0.5), (80, 0.7)]) + curve("other", 0, [(0, 0.1), (80, 0.9)])
+    assert "| another task | another task |" in table([result(BASELINE, 0, 0.7), other], curves)
+
+
+def test_a_run_that_was_stopped_is_no_result_and_goes_on(tmp_path):
+    def stop_when_it_trains():
+        lines = tmp_path / "diffusion-nft-3" / "metrics.jsonl"
+        while not (lines.exists() and '"train"' in lines.read_text()):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_it_trains, daemon=True).start()
+    with pytest.raises(UserError, match="the same command goes on"):
+        bench(["diffusion-nft"], [3], 1e6, tmp_path, SMALL)
+    assert stored_results(tmp_path) == []
+    spent = read_state(load_run(tmp_path / "diffusion-nft-3").checkpoints[-1]).cpu_seconds
+    (result,) = bench(["diffusion-nft"], [3], spent + 0.01, tmp_path, SMALL)
+    assert result.cpu_seconds > spent
 
 
 def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(tmp_path):

@@ -157,8 +157,9 @@ def bench(
     ] = 1,
 ) -> None:
     """Train recipes under one budget and write a table; goes on where it was interrupted."""
-    from thalweg.training.bench import SUITES, table
+    from thalweg.training.bench import SUITES, stored_curve
     from thalweg.training.bench import bench as run_bench
+    from thalweg.training.compare import table
 
     names = [text for text in recipes or () if "=" not in text]
     changes = [text for text in recipes or () if "=" in text]
@@ -173,7 +174,7 @@ def bench(
     results = run_bench(
         names, numbers, cpu_seconds, out, changes, trials, lambda line: typer.echo(line, err=True)
     )
-    typer.echo(table(results))
+    typer.echo(table(results, stored_curve(out)))
 
 
 @app.command()

@@ -5,19 +5,23 @@ interrupted goes on.
 """
 
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 from thalweg.core.errors import UserError
 from thalweg.core.files import write_whole
 from thalweg.training.checkpoint import read_state
+from thalweg.training.compare import Result, measure, table
 from thalweg.training.loop import resume, train
 from thalweg.training.recipe import load_recipe
 from thalweg.training.saved import SavedRun, load_run
 from thalweg.training.schema import Recipe
+from thalweg.training.stop import StopRequest
 
 SUITES: Mapping[str, tuple[str, ...]] = {
     "main": ("flow-grpo", "dance-grpo", "mix-grpo", "tempflow-grpo", "gcpo", "diffusion-nft"),
@@ -92,37 +96,6 @@ TRIAL_SEED = 1000
 """Of trials: no seed of the comparison."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one (recipe, seed) came to."""
-
-    recipe: str
-    seed: int
-    iterations: int
-    base: float
-    """Held-out accuracy before training; the held-out reward where there is no accuracy."""
-    final: float
-    best: float
-    reward: float
-    diversity_kept: float
-    """Final diversity over that of the base model."""
-    evaluations: int
-    backwards: int
-    cpu_seconds: float
-    """Of the first process."""
-    seconds: float
-    peak_mb: float
-    processes: int
-    hardware: str
-    claim: str
-    learning_rate: float
-    """Of the policy, as the trials chose it."""
-    budget: float
-    """Processor seconds it was given."""
-    changes: tuple[str, ...]
-    """Keys of the recipe that were set for the comparison."""
-
-
 Say = Callable[[str], None]
 
 
@@ -135,8 +108,8 @@ def bench(
     trials: int = 1,
     say: Say = lambda line: None,
 ) -> list[Result]:
-    """Train what is not finished, one after another on this process, and keep `table.md`, `results.json` and
-    `curves.jsonl` in `out` up to date after each run.
+    """Train what is not finished, one after another, each in a process of its own, and keep `table.md`,
+    `results.json` and `curves.jsonl` in `out` up to date after each run.
 
     What `results.json` holds is finished, with or without its run's folder. With `trials` above 1 each recipe
     first runs that often with other learning rates, each time for a quarter of the budget, on a seed and on
@@ -185,7 +158,9 @@ def _measured(
     folder = out / f"{recipe.name}-{seed}"
     if not _is_finished(folder, cpu_seconds):
         say(f"{folder}: training for {cpu_seconds:g} s of processor time")
-        _go_on(folder, recipe)
+        _in_its_own_process(folder, recipe)
+    if not _is_finished(folder, cpu_seconds):
+        raise UserError(f"{folder}: stopped before its budget was spent; the same command goes on")
     run = load_run(folder)
     result = _result(run, cpu_seconds, overrides)
     _store([*stored.values(), result], _curve(run), out)
@@ -200,45 +175,18 @@ def stored_results(out: Path) -> list[Result]:
     return [Result(**row | {"changes": tuple(row["changes"])}) for row in json.loads(path.read_text("utf-8"))]
 
 
-def _store(results: Sequence[Result], curve: Sequence[str], out: Path) -> None:
+def stored_curve(out: Path) -> list[dict[str, Any]]:
+    """Every evaluation of what finished in a bench's folder."""
     path = out / "curves.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def _store(results: Sequence[Result], curve: list[dict[str, Any]], out: Path) -> None:
     newest = {"recipe": results[-1].recipe, "seed": results[-1].seed}
-    before = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    others = [line for line in before if not newest.items() <= json.loads(line).items()]
-    write_whole(path, "".join([*others, *curve]))
-    write_whole(out / "table.md", table(results))
+    lines = [line for line in stored_curve(out) if not newest.items() <= line.items()] + curve
+    write_whole(out / "curves.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_whole(out / "table.md", table(results, lines))
     write_whole(out / "results.json", json.dumps([asdict(r) for r in results], indent=1) + "\n")
-
-
-def table(results: Sequence[Result]) -> str:
-    """Markdown: a row a recipe, mean and sample standard deviation over seeds."""
-    columns: list[tuple[str, str, Callable[[float], str]]] = [
-        ("learning rate", "learning_rate", lambda v: f"{v:.2g}"),
-        ("base", "base", lambda v: f"{v:.3f}"),
-        ("final", "final", lambda v: f"{v:.3f}"),
-        ("best", "best", lambda v: f"{v:.3f}"),
-        ("held-out reward", "reward", lambda v: f"{v:.3f}"),
-        ("diversity kept", "diversity_kept", lambda v: f"{v:.2f}"),
-        ("iterations", "iterations", lambda v: f"{v:.0f}"),
-        ("passes", "evaluations", lambda v: f"{v:.0f}"),
-        ("with gradient", "backwards", lambda v: f"{v:.0f}"),
-        ("CPU s", "cpu_seconds", lambda v: f"{v:.0f}"),
-        ("peak MB", "peak_mb", lambda v: f"{v:.0f}"),
-    ]
-    lines = [
-        "| recipe | seeds | " + " | ".join(title for title, _, _ in columns) + " | published claim |",
-        "|---" * (len(columns) + 3) + "|",
-    ]
-    for name in dict.fromkeys(r.recipe for r in results):
-        rows = [asdict(r) for r in results if r.recipe == name]
-        cells = []
-        for _, key, shown in columns:
-            values = [float(row[key]) for row in rows]
-            spread = f" ± {shown(statistics.stdev(values))}" if len(set(values)) > 1 else ""
-            cells.append(shown(statistics.mean(values)) + spread)
-        seeds = ", ".join(str(row["seed"]) for row in rows)
-        lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + f" | {rows[0]['claim']} |")
-    return "\n".join(lines) + "\n"
 
 
 def _is_finished(folder: Path, cpu_seconds: float) -> bool:
@@ -246,6 +194,24 @@ def _is_finished(folder: Path, cpu_seconds: float) -> bool:
         return False
     done = load_run(folder).checkpoints
     return bool(done) and read_state(done[-1]).cpu_seconds >= cpu_seconds
+
+
+def _in_its_own_process(folder: Path, recipe: Recipe) -> None:
+    """Its peak of memory is then its own. Ctrl-C and SIGTERM let it save and stop."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["thalweg.training.loop"])
+    with StopRequest() as stop, ProcessPoolExecutor(max_workers=1, mp_context=context) as processes:
+        running = processes.submit(_go_on, folder, recipe)
+        while wait([running], timeout=1).not_done:
+            if stop.requested():
+                for child in active_children():
+                    child.terminate()
+        try:
+            running.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"{folder}: its process was killed, perhaps for memory; the same command goes on"
+            ) from None
 
 
 def _go_on(folder: Path, recipe: Recipe) -> None:
@@ -263,7 +229,7 @@ def _result(run: SavedRun, budget: float, changes: Sequence[str]) -> Result:
     lines = run.metrics
     evals = [line for line in lines if line["event"] == "eval"]
     trains = [line for line in lines if line["event"] == "train"]
-    measure = "accuracy" if "accuracy" in evals[0] else "reward"
+    judged = measure(evals[0])
     return Result(
         recipe=run.recipe.name,
         claim=run.recipe.claim,
@@ -274,9 +240,9 @@ def _result(run: SavedRun, budget: float, changes: Sequence[str]) -> Result:
         hardware=json.loads((run.path / "run.json").read_text(encoding="utf-8"))["hardware"]["processor"],
         processes=trains[-1]["processes"],
         iterations=trains[-1]["iteration"],
-        base=evals[0][measure],
-        final=evals[-1][measure],
-        best=max(line[measure] for line in evals),
+        base=evals[0][judged],
+        final=evals[-1][judged],
+        best=max(line[judged] for line in evals),
         reward=evals[-1]["reward"],
         diversity_kept=evals[-1].get("diversity", float("nan")) / evals[0].get("diversity", float("nan")),
         evaluations=trains[-1]["evaluations"],
@@ -287,13 +253,12 @@ def _result(run: SavedRun, budget: float, changes: Sequence[str]) -> Result:
     )
 
 
-def _curve(run: SavedRun) -> list[str]:
+def _curve(run: SavedRun) -> list[dict[str, Any]]:
     """Every evaluation of a run, with the processor time spent so far."""
-    lines: list[str] = []
+    lines: list[dict[str, Any]] = []
     cpu = 0.0
     for line in run.metrics:
         cpu = line.get("time/cpu", cpu)
         if line["event"] == "eval":
-            who: dict[str, Any] = {"recipe": run.recipe.name, "seed": run.recipe.seed, "cpu_seconds": cpu}
-            lines.append(json.dumps(who | line) + "\n")
+            lines.append({"recipe": run.recipe.name, "seed": run.recipe.seed, "cpu_seconds": cpu} | line)
     return lines
