@@ -56,8 +56,8 @@ def assert_close_runs(a, b, tolerance: float = 1e-5) -> None:
 
 
 def assert_same_movement(a, b, base) -> None:
-    """The way that training went from the base, where its file has the weights, differs by a few percent of its
-    length at most.
+    """The way that training went from the base, as far as its file has the weights, differs by a few percent
+    of its length at most.
 
     A random network is rough: roundings of 1e-7 in the samples can change a gradient by 1 %.
     """
