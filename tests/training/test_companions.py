@@ -93,8 +93,8 @@ def with_teacher(source):
         {
             "iterations": 1,
             "weights": {
-                "teacher_position": {"update": {"kind": "frozen"}},
-                "teacher_rest": {"update": {"kind": "frozen"}, "init": str(source)},
+                "teacher_one": {"update": {"kind": "frozen"}},
+                "teacher_two": {"update": {"kind": "frozen"}, "init": str(source)},
                 "evaluation": {"update": {"kind": "copy"}},
             },
         },
@@ -104,7 +104,7 @@ def with_teacher(source):
 def test_a_teacher_starts_from_the_run_it_is_given(tiny_world, tmp_path):
     source = teacher_run(tmp_path / "teacher")
     policy, taught = load_policy(with_teacher(source)), load_policy(small("flow-opd"))
-    given = policy.weights.tensors("teacher_rest")
+    given = policy.weights.tensors("teacher_two")
     assert any(not torch.equal(given[n], t) for n, t in taught.weights.tensors("policy").items())
     for name, tensor in policy.weights.tensors("policy").items():
         assert torch.equal(tensor, taught.weights.tensors("policy")[name])
@@ -115,7 +115,7 @@ def test_a_teacher_starts_from_the_run_it_is_given(tiny_world, tmp_path):
 def test_a_teacher_of_another_network_is_one_clear_line(tiny_world, tmp_path):
     source = teacher_run(tmp_path / "teacher", **{"model.lora": {"rank": 2}})
     with pytest.raises(
-        UserError, match=r"weights.teacher_rest.init: .*holds other parameters than this model"
+        UserError, match=r"weights.teacher_two.init: .*holds other parameters than this model"
     ):
         load_policy(with_teacher(source))
 
@@ -123,13 +123,13 @@ def test_a_teacher_of_another_network_is_one_clear_line(tiny_world, tmp_path):
 def test_a_teacher_of_other_noise_levels_is_one_clear_line(tiny_world, tmp_path):
     source = teacher_run(tmp_path / "teacher", **{"rollout.steps": 3})
     with pytest.raises(
-        UserError, match=r"weights.teacher_rest.init=.*took its steps at the noise levels \[1,"
+        UserError, match=r"weights.teacher_two.init=.*took its steps at the noise levels \[1,"
     ):
         load_policy(with_teacher(source))
 
 
 def test_a_teacher_that_is_nowhere_is_one_clear_line(tiny_world, tmp_path):
-    with pytest.raises(UserError, match=r"weights.teacher_rest.init: '.*nowhere': no weights there"):
+    with pytest.raises(UserError, match=r"weights.teacher_two.init: '.*nowhere': no weights there"):
         load_policy(with_teacher(tmp_path / "nowhere"))
 
 
