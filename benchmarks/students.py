@@ -1,7 +1,7 @@
 """Students against their teachers on the embedded scenes: trained under one budget, measured on the same
 prompts and noises.
 
-    python benchmarks/students.py [--seeds 0,1,2] [--cpu-seconds 75] [--out runs/students] [name ...]
+    python benchmarks/students.py [--seeds 0,1,2] [--cpu-seconds 60] [--out runs/students] [name ...]
 
 First the recipes run as in `thalweg bench`; `flow-opd` waits for two teachers that `diffusion-nft` aligns to
 three tasks each. Then every model, the base and the teachers too, draws the same held-out prompts from the
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(STUDENTS)}; all without")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--cpu-seconds", type=float, default=75)
+    parser.add_argument("--cpu-seconds", type=float, default=60)
     parser.add_argument("--out", type=Path, default=Path("runs/students"))
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
