@@ -34,7 +34,6 @@ from thalweg.models import POLICY, Policy
 from thalweg.objectives import OnPolicyDistillation, TrajectoryShaping
 from thalweg.rewards.scorer import ScorerReward
 from thalweg.training.bench import bench
-from thalweg.training.loop import resume, train
 from thalweg.training.policy import load_policy
 from thalweg.training.recipe import load_recipe
 from thalweg.training.saved import load_run
@@ -50,6 +49,8 @@ LOOKS = (
 )
 TEACHER_STEPS = 30
 """Of a teacher that is the guided base."""
+TEACHERS = "diffusion-nft"
+"""The recipe of those of flow-opd."""
 STUDENTS = ("dmd", "dp-dmd", "gdmd", "rats", "flow-opd")
 
 
@@ -93,23 +94,21 @@ def main() -> None:
 
 
 def taught(cpu_seconds: float, out: Path) -> dict[str, Path]:
-    """The weights of each teacher of flow-opd: diffusion-nft on the prompts it teaches, from the base."""
+    """The weights of each teacher of flow-opd, from the base on the prompts it teaches."""
     objective, weights = load_recipe("flow-opd").objective, dict[str, Path]()
     assert isinstance(objective, OnPolicyDistillation)
     for number, teacher in enumerate(objective.teachers):
-        folder, prompts = out / teacher.weights, out / f"{teacher.weights}.jsonl"
+        folder = out / teacher.weights
+        folder.mkdir(parents=True, exist_ok=True)
         mine = [prompt for prompt in WORLD.training_prompts() if objective.teacher_of(prompt) == number]
         lines = [json.dumps({"text": prompt.text, **prompt.metadata}) + "\n" for prompt in mine]
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(prompts, "".join(lines))
-        budget = [f"data.prompts={prompts}", f"run.max_cpu_seconds={cpu_seconds}", "iterations=1000000"]
-        recipe = load_recipe("diffusion-nft", [*budget, *LOOKS])
-        if not (folder / "recipe.yaml").exists():
-            train(recipe, folder)
-        elif not (folder / "report.html").exists():
-            resume(folder, recipe)
-        saved = load_run(folder).checkpoints[-1]
-        weights[teacher.weights] = saved / f"weights.{recipe.evaluation.weights}.safetensors"
+        write_whole(folder / "prompts.jsonl", "".join(lines))
+        changes = [f"data.prompts={folder / 'prompts.jsonl'}", *LOOKS]
+        bench([TEACHERS], [0], cpu_seconds, folder, changes, say=print)
+        run = load_run(folder / f"{TEACHERS}-0")
+        weights[teacher.weights] = (
+            run.checkpoints[-1] / f"weights.{run.recipe.evaluation.weights}.safetensors"
+        )
     return weights
 
 
@@ -121,7 +120,9 @@ def compared(name: str, seeds: Sequence[int], out: Path) -> list[dict[str, Any]]
     mine = dict[str, Tensor]()
     match objective:
         case OnPolicyDistillation():
-            shown = {t.weights: [look(out, t.weights, settings)] for t in objective.teachers}
+            shown = {
+                t.weights: [look(out, f"{t.weights}/{TEACHERS}-0", settings)] for t in objective.teachers
+            }
             asks = torch.tensor([objective.teacher_of(prompt) for prompt in asked(PROMPTS)])
             mine = {t.weights: asks == number for number, t in enumerate(objective.teachers)}
         case TrajectoryShaping():
@@ -186,7 +187,7 @@ def standard_error(values: Float[Tensor, " N"]) -> float:
 def look(out: Path, source: str, settings: Evaluation, guidance_scale: float = 1.0) -> Look:
     """What the base (`base`) or the run of that name draws, from a file if it was looked at before."""
     sampler = f"{settings.weights}-{settings.solver.kind}-{settings.steps}-{guidance_scale:g}"
-    file = out / "looks" / f"{source}-{sampler}.json"
+    file = out / "looks" / f"{source.replace('/', '-')}-{sampler}.json"
     if not file.exists():
         if source == "base":
             policy = load_policy(load_recipe("diffusion-nft", [f"model.guidance_scale={guidance_scale}"]))
