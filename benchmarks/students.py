@@ -163,7 +163,7 @@ def measures(of: Sequence[Look], teacher: Sequence[Look], mine: Bool[Tensor, " P
         each = torch.stack([getattr(look, name)[mine] for look in of])
         theirs = torch.stack([getattr(look, name)[mine] for look in teacher]).mean(0)
         line |= {name: float(each.mean()), f"{name}/seeds": each.mean(1).tolist()}
-        line[f"{name}/sd"] = statistics.stdev(each.mean(1).tolist()) if len(of) > 1 else 0.0
+        line[f"{name}/sd"] = statistics.stdev(each.mean(1).tolist()) if len(of) > 1 else None
         line[f"{name}/se"] = standard_error(each.mean(0))
         line[f"{name}/difference"] = float((each.mean(0) - theirs).mean())
         line[f"{name}/difference_se"] = standard_error(each.mean(0) - theirs)
@@ -248,9 +248,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         [
             line["recipe"],
             line["model"],
-            f"{line['strict']:.3f} ± {line['strict/sd']:.3f}",
+            over_seeds(line, "strict", ".3f"),
             f"{line['strict/difference']:+.3f} ± {line['strict/difference_se']:.3f}",
-            f"{line['log_odds']:.2f} ± {line['log_odds/sd']:.2f}",
+            over_seeds(line, "log_odds", ".2f"),
             f"{line['log_odds/difference']:+.2f} ± {line['log_odds/difference_se']:.2f}",
             f"{line['distance_kept']:.2f} ± {line['distance_kept/se']:.2f}",
             f"{line['distance_of_right_kept']:.2f} ± {line['distance_of_right_kept/se']:.2f}",
@@ -258,6 +258,12 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         for line in lines
     ]
     return "".join("| " + " | ".join(row) + " |\n" for row in [titles, ["---"] * len(titles), *rows])
+
+
+def over_seeds(line: Mapping[str, Any], name: str, form: str) -> str:
+    """The mean, and the deviation where there are several seeds."""
+    deviation = line[f"{name}/sd"]
+    return f"{line[name]:{form}}" + ("" if deviation is None else f" ± {deviation:{form}}")
 
 
 if __name__ == "__main__":

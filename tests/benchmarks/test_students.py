@@ -63,3 +63,7 @@ def test_a_row_of_the_table_is_a_model():
         .splitlines()[2]
         .startswith("| dmd | student | 0.750 ± 0.000 | +0.250 ± 0.250 | 1.50 ± 0.00 |")
     )
+    alone = [look([1.0, 0.0, 1.0, 0.0], [0.2, 0.2])]
+    line = {"recipe": "dmd", "model": "teacher"} | measures(alone, alone, EVERY)
+    # One seed has no deviation.
+    assert table([line]).splitlines()[2].startswith("| dmd | teacher | 0.500 | +0.000 ± 0.000 | 1.00 |")
