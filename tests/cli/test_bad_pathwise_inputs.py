@@ -90,13 +90,13 @@ PROBLEMS = {
     ),
     "a task that nobody teaches": (
         "flow-opd",
-        ["objective.teachers=[{weights: teacher_rest, tasks: [astronomy]}]"],
+        ["objective.teachers=[{weights: teacher_two, tasks: [astronomy]}]"],
         "nobody teaches the task",
     ),
     "a teacher that is nowhere": (
         "flow-opd",
-        ["weights.teacher_rest.init=nowhere"],
-        "weights.teacher_rest.init: 'nowhere': no weights there",
+        ["weights.teacher_two.init=nowhere"],
+        "weights.teacher_two.init: 'nowhere': no weights there",
     ),
 }
 

@@ -23,13 +23,13 @@ from thalweg.training.weight_rules import WeightRule, add_named
 from training.small_runs import small, trains
 
 
-def fitted(linear_policy, updates, **changes):
-    """A policy whose fake learnt from 2 samples, and what was reported."""
+def fitted(linear_policy, updates, num_samples=2, **changes):
+    """A policy whose fake learnt from a few samples, and what was reported."""
     recipe = load_recipe("dmd", {"weights.fake.update.optim.updates_per_iteration": updates, **changes})
     policy = linear_policy((2,))
     add_named(policy.weights, recipe.weights)
-    rollout = Rollout(plan=Deterministic(), group_size=2, steps=3)
-    roots = [Root(0, g, g, 0) for g in range(2)]
+    rollout = Rollout(plan=Deterministic(), group_size=num_samples, steps=3)
+    roots = [Root(0, g, g, 0) for g in range(num_samples)]
     forest = grow(policy, [Prompt("a", {"shift": 1.0})], roots, rollout, seed=0, iteration=0)
     optimizers = make_optimizers(policy.weights, recipe)
     report = fit_companions(recipe, policy, optimizers, forest, Processes(), 0)
@@ -68,6 +68,25 @@ def test_the_error_is_that_of_the_samples_under_fresh_noise(linear_policy):
     )
 
 
+@pytest.mark.parametrize("num_sigmas", [1, 2])
+def test_every_step_of_the_fake_sees_noise_levels_of_all_strata(num_sigmas, linear_policy, monkeypatch):
+    seen, velocity = list[torch.Tensor](), type(linear_policy((2,))).velocity
+
+    def watched(self, x, sigma, condition):
+        seen.append(sigma)
+        return velocity(self, x, sigma, condition)
+
+    monkeypatch.setattr(type(linear_policy((2,))), "velocity", watched)
+    levels = {"num_sigmas": num_sigmas, "sigma_min": 0.0, "sigma_max": 1.0}
+    fitted(linear_policy, 5, num_samples=10, **{"weights.fake.update.sigmas": levels})
+    turns = seen[-5:]  # after those of the rollout
+    strata = 5 * num_sigmas
+    for sigmas in turns:
+        # 10 samples, each at as many of its levels as a step takes: all strata equally often.
+        assert torch.bincount((sigmas * strata).long(), minlength=strata).tolist() == [2] * strata
+    assert len(torch.cat(turns).unique()) == 10 * strata
+
+
 def test_a_guided_set_is_the_model_under_that_guidance(tiny_policy, prompts):
     plain, guided = tiny_policy(), tiny_policy(MiniatureModel(guidance_scale=3.0))
     add_named(plain.weights, {"teacher": WeightRule(update="frozen", guidance_scale=3.0)})
@@ -93,8 +112,8 @@ def with_teacher(source):
         {
             "iterations": 1,
             "weights": {
-                "teacher_position": {"update": {"kind": "frozen"}},
-                "teacher_rest": {"update": {"kind": "frozen"}, "init": str(source)},
+                "teacher_one": {"update": {"kind": "frozen"}},
+                "teacher_two": {"update": {"kind": "frozen"}, "init": str(source)},
                 "evaluation": {"update": {"kind": "copy"}},
             },
         },
@@ -104,7 +123,7 @@ def with_teacher(source):
 def test_a_teacher_starts_from_the_run_it_is_given(tiny_world, tmp_path):
     source = teacher_run(tmp_path / "teacher")
     policy, taught = load_policy(with_teacher(source)), load_policy(small("flow-opd"))
-    given = policy.weights.tensors("teacher_rest")
+    given = policy.weights.tensors("teacher_two")
     assert any(not torch.equal(given[n], t) for n, t in taught.weights.tensors("policy").items())
     for name, tensor in policy.weights.tensors("policy").items():
         assert torch.equal(tensor, taught.weights.tensors("policy")[name])
@@ -115,7 +134,7 @@ def test_a_teacher_starts_from_the_run_it_is_given(tiny_world, tmp_path):
 def test_a_teacher_of_another_network_is_one_clear_line(tiny_world, tmp_path):
     source = teacher_run(tmp_path / "teacher", **{"model.lora": {"rank": 2}})
     with pytest.raises(
-        UserError, match=r"weights.teacher_rest.init: .*holds other parameters than this model"
+        UserError, match=r"weights.teacher_two.init: .*holds other parameters than this model"
     ):
         load_policy(with_teacher(source))
 
@@ -123,13 +142,13 @@ def test_a_teacher_of_another_network_is_one_clear_line(tiny_world, tmp_path):
 def test_a_teacher_of_other_noise_levels_is_one_clear_line(tiny_world, tmp_path):
     source = teacher_run(tmp_path / "teacher", **{"rollout.steps": 3})
     with pytest.raises(
-        UserError, match=r"weights.teacher_rest.init=.*took its steps at the noise levels \[1,"
+        UserError, match=r"weights.teacher_two.init=.*took its steps at the noise levels \[1,"
     ):
         load_policy(with_teacher(source))
 
 
 def test_a_teacher_that_is_nowhere_is_one_clear_line(tiny_world, tmp_path):
-    with pytest.raises(UserError, match=r"weights.teacher_rest.init: '.*nowhere': no weights there"):
+    with pytest.raises(UserError, match=r"weights.teacher_two.init: '.*nowhere': no weights there"):
         load_policy(with_teacher(tmp_path / "nowhere"))
 
 

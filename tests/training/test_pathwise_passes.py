@@ -19,11 +19,13 @@ CASES = [
     # 7 products with a Jacobian, the reference and the policy at 4 steps.
     ("adjoint-matching", {}, 8 * B + (7 + 4 + 4) * B, (7 + 4) * B),
     ("adjoint-matching-ode", {}, 8 * B + (2 + 3 + 3) * B, (2 + 3) * B),
-    # 4 steps, recomputed; the guided teacher and the fake; 5 steps of the fake.
-    ("dmd", {}, 4 * B + (8 + 2 + 1 + 5) * B, (4 + 5) * B),
+    # 4 steps; the guided teacher and the fake; 5 steps of the fake.
+    ("dmd", {}, 4 * B + (4 + 2 + 1 + 5) * B, (4 + 5) * B),
+    ("dmd", {"objective.recompute": True}, 4 * B + (8 + 2 + 1 + 5) * B, (4 + 5) * B),
     # And the guided teacher's 5 steps.
-    ("dp-dmd", {}, 4 * B + (8 + 2 * 6 + 1 + 5) * B, (4 + 5) * B),
-    ("rats", {}, 4 * B + (8 + 16) * B, 4 * B),  # 4 steps, recomputed; the teacher's 16
+    ("dp-dmd", {}, 4 * B + (4 + 2 * 6 + 1 + 5) * B, (4 + 5) * B),
+    ("rats", {}, 4 * B + (4 + 16) * B, 4 * B),  # 4 steps; the teacher's 16
+    ("rats", {"objective.recompute": True}, 4 * B + (8 + 16) * B, 4 * B),
     ("flow-opd", {}, 8 * B + 7 * (1 + 2 + 2) * B, 7 * B),  # two guided teachers
 ]
 

@@ -54,12 +54,13 @@ def fit_companions(
         optim = rule.update.optim
         turns, levels = optim.updates_per_iteration, rule.update.sigmas
         ones = forest.advantages(torch.ones(len(forest.leaves), 1))
-        # Levels are in order, so that every turn gets some of all.
         drawn = levels.model_copy(update={"num_sigmas": levels.num_sigmas * turns})
         rows = samples(forest, ones, drawn, seed=recipe.seed, iteration=iteration)
+        # A sample's levels are in order: samples that begin at different ones give every turn some of all.
+        turn_of = (rows.step + rows.prompt_slot + rows.seed_group + rows.sample) % turns
         total = 0.0
         for turn in range(turns):
-            part = rows.index(rows.step % turns == turn)
+            part = rows.index(turn_of == turn)
             count = torch.tensor([len(part)], dtype=torch.float64)
             processes.add([count])
             share = 1 / float(count)
