@@ -16,6 +16,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.values import Size
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
+from thalweg.models.diffusers.modular import INDEX, Modular, name_of, open_modular
 from thalweg.models.sizes import KEYS, words_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,23 +28,29 @@ FRAMES_PER_LATENT = ("scale_factor_temporal", "temporal_compression_ratio")
 def open_pipeline(model: DiffusersModel) -> Any:
     """The stock pipeline, frozen, in evaluation mode, on its device."""
     folder = Path(model.path)
-    if folder.exists() and not (folder / "model_index.json").is_file():
+    is_modular = (folder / INDEX).is_file() and not (folder / "model_index.json").is_file()
+    if folder.exists() and not is_modular and not (folder / "model_index.json").is_file():
         raise UserError(
-            f"model.path='{model.path}': no pipeline there (model_index.json is missing); give the folder "
-            "that `save_pretrained` wrote"
+            f"model.path='{model.path}': no pipeline there (model_index.json is missing, and {INDEX}); give "
+            "the folder that `save_pretrained` wrote"
         )
     if not folder.exists() and model.path.count("/") != 1:
         raise UserError(
             f"model.path='{model.path}': no such folder; give a pipeline's folder, or owner/name on the hub"
         )
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            model.path,
-            revision=model.revision,
-            dtype=DTYPES[model.precision],
-            local_files_only=folder.exists(),
-            use_safetensors=True,
-        )
+        if is_modular:
+            pipeline: Any = open_modular(folder, DTYPES[model.precision])
+        else:
+            pipeline = DiffusionPipeline.from_pretrained(
+                model.path,
+                revision=model.revision,
+                dtype=DTYPES[model.precision],
+                local_files_only=folder.exists(),
+                use_safetensors=True,
+            )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         if folder.exists():
             problem = f"cannot be read ({_first_line(error)}); save it again"
@@ -58,12 +65,12 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
     """Freeze every component, switch dropout off, and silence the progress bar."""
     if not networks(pipeline):
         raise UserError(
-            f"model: {type(pipeline).__name__} has no component 'transformer' or 'unet' to train; only "
+            f"model: {name_of(pipeline)} has no component 'transformer' or 'unet' to train; only "
             "pipelines with one are known"
         )
     if not callable(getattr(pipeline, "encode_prompt", None)):
         raise UserError(
-            f"model: {type(pipeline).__name__} has no `encode_prompt`; such pipelines cannot be trained yet"
+            f"model: {name_of(pipeline)} has no `encode_prompt`; such pipelines cannot be trained yet"
         )
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
@@ -114,9 +121,10 @@ def _words(family: Family) -> dict[str, str]:
 
 
 def _refused(pipeline: Any, named: Mapping[str, tuple[str, Any]]) -> list[str]:
-    known = list(signature(unwrap(type(pipeline).__call__)).parameters)
+    given = pipeline.parameters if isinstance(pipeline, Modular) else None
+    known = given or list(signature(unwrap(type(pipeline).__call__)).parameters)
     return [
-        f"{place}: {type(pipeline).__name__} takes no '{key}'{_close(key, known)}"
+        f"{place}: {name_of(pipeline)} takes no '{key}'{_close(key, known)}"
         for place, (key, _) in named.items()
         if key not in known
     ]
@@ -137,8 +145,7 @@ def _off_the_grid(pipeline: Any, sides: Mapping[str, Any], place: str) -> list[s
         lower = (value - first) // step * step + first
         rule = f"multiples of {step}" + (f", and {first} more" if first else "")
         problems.append(
-            f"{place}{key}={value}: {type(pipeline).__name__} needs {rule}; "
-            f"give {lower or step} or {lower + step}"
+            f"{place}{key}={value}: {name_of(pipeline)} needs {rule}; give {lower or step} or {lower + step}"
         )
     return problems
 

@@ -26,6 +26,7 @@ from thalweg.models.diffusers.adapters import add_adapters
 from thalweg.models.diffusers.embedding_cache import EmbeddingCache, digest_of_tensors, key_of
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
+from thalweg.models.diffusers.modular import name_of
 from thalweg.models.diffusers.pipelines import arguments, arguments_of_size, networks, read_image
 from thalweg.models.diffusers.readings import VELOCITIES, FlowReading, Reading, discrete
 from thalweg.models.diffusers.seam import Seam, Stopped
@@ -282,7 +283,7 @@ class DiffusersPolicy:
 
     def _key_on_disk(self, prompt: Prompt) -> str:
         return key_of(
-            pipeline=type(self.pipeline).__name__,
+            pipeline=name_of(self.pipeline),
             precision=self.model.precision,
             call=self.arguments,
             encoders=self._encoders,
@@ -335,7 +336,7 @@ class DiffusersPolicy:
         scheduler = getattr(self.pipeline, "scheduler", None)
         if scheduler is None or "num_train_timesteps" not in scheduler.config:
             raise UserError(
-                f"model: the scheduler of {type(self.pipeline).__name__} cannot be replaced; only pipelines "
+                f"model: the scheduler of {name_of(self.pipeline)} cannot be replaced; only pipelines "
                 "with one scheduler of timesteps can be trained"
             )
         self.stock_scheduler = scheduler
@@ -350,7 +351,7 @@ class DiffusersPolicy:
             two = one if self.family.one_row else self._answers([Prompt("a")] * 2)
             if not one:
                 raise UserError(
-                    f"model: {type(self.pipeline).__name__} encodes its prompts after it asks for noise "
+                    f"model: {name_of(self.pipeline)} encodes its prompts after it asks for noise "
                     "levels, or not in `encode_prompt`; such pipelines cannot be trained yet"
                 )
             self._slots = [
@@ -367,7 +368,7 @@ class DiffusersPolicy:
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"model: {type(self.pipeline).__name__} refuses the settings: {error}") from error
+            raise UserError(f"model: {name_of(self.pipeline)} refuses the settings: {error}") from error
 
     def _look_at_the_latents(self) -> None:
         """Learn the shape and dtype of states at the policy's size, and the passes of a velocity."""
@@ -377,7 +378,7 @@ class DiffusersPolicy:
         self._parts = [tuple(state.shape[1:]) for state, _ in stock]
         if len(self._parts) != len(self.family.latents):
             raise UserError(
-                f"model: {type(self.pipeline).__name__} has {len(self._parts)} latents and "
+                f"model: {name_of(self.pipeline)} has {len(self._parts)} latents and "
                 f"{len(self.family.latents)} are known; it needs an entry in models/diffusers/families.py"
             )
         single = len(self._parts) == 1
@@ -391,7 +392,7 @@ class DiffusersPolicy:
         self.latent_dtype = seen[0][0].dtype
         if not torch.equal(self.pack([state for state, _ in seen]).float(), x.to(self.latent_dtype).float()):
             raise UserError(
-                f"model: {type(self.pipeline).__name__} changes the latents it is given; it needs an entry "
+                f"model: {name_of(self.pipeline)} changes the latents it is given; it needs an entry "
                 "in models/diffusers/families.py"
             )
 
@@ -440,7 +441,7 @@ def _reading_of(pipeline: Any) -> Reading:
     table = getattr(scheduler, "alphas_cumprod", None)
     if prediction not in VELOCITIES or table is None or config.get("timestep_type") == "continuous":
         raise UserError(
-            f"model: {type(pipeline).__name__} with {type(scheduler).__name__} (prediction_type "
+            f"model: {name_of(pipeline)} with {type(scheduler).__name__} (prediction_type "
             f"'{prediction}') is neither a flow nor has it DDPM's table of timesteps; it cannot be trained"
         )
     return discrete(table, prediction)
