@@ -24,7 +24,14 @@ from training.small_runs import metrics_of
 
 __all__ = ["thalweg"]
 
-SCALES = {"sd3": 4.0, "flux": 3.5, "z_image": 3.0, "anima": 4.0}
+OF = {
+    "sd3": {"max_sequence_length": 64, "call": {"negative_prompt": ""}},  # it guides only where one is given
+    "flux": {"max_sequence_length": 64},
+    "z_image": {"max_sequence_length": 128},
+    "anima": {},
+}
+CLASSIC_SCALES = {"sd3": 4.0, "flux": 4.0, "z_image": 3.0}
+"""What 4.0 is to the classic twin: Z-Image adds s (v_pos - v_neg) to v_pos, its guider to v_neg."""
 HALF = torch.tensor([0.9, 0.4])
 FEW = {"mix-grpo": {"rollout.plan.size": 1}}
 
@@ -49,16 +56,8 @@ def modular_folder(tmp_path):
 
 
 def settings(name, folder, **changes):
-    more = {"max_sequence_length": 128} if name == "z_image" else {}
-    return DiffusersModel(
-        path=str(folder),
-        precision="float32",
-        height=SIZE,
-        width=SIZE,
-        guidance_scale=SCALES[name],
-        lora=Adapters(rank=2, alpha=2),
-        **more | changes,
-    )
+    sides = {"height": SIZE, "width": SIZE, "precision": "float32", "guidance_scale": 4.0}
+    return DiffusersModel(path=str(folder), lora=Adapters(rank=2, alpha=2), **sides | OF[name] | changes)
 
 
 def noise_of(policy):
@@ -69,7 +68,9 @@ def noise_of(policy):
 def test_a_modular_pipeline_and_its_classic_twin_have_the_same_velocity(name, modular_folder):
     modular = settings(name, modular_folder(name)).load()
     assert isinstance(modular.pipeline, Modular)
-    classic = DiffusersPolicy(prepare(TINY[name].build()), model_of(name, guidance_scale=SCALES[name]))
+    classic = DiffusersPolicy(
+        prepare(TINY[name].build()), model_of(name, guidance_scale=CLASSIC_SCALES[name])
+    )
     assert modular.latent_shape == classic.latent_shape
     x = noise_of(modular)
     with torch.no_grad():
