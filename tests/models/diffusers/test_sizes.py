@@ -1,6 +1,7 @@
 """Samples of several sizes in one run: each as its stock pipeline makes it, and all of them one training."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,15 @@ from models.diffusers.stock import PROMPTS, STEPS, Recording
 from models.diffusers.test_training import settings_of
 from thalweg.core.errors import UserError
 from thalweg.core.noise import Address
+from thalweg.core.processes import Processes
 from thalweg.core.values import Prompt
+from thalweg.evaluation.benchmark import Evaluation
+from thalweg.evaluation.measure import sample_groups, with_margins
 from thalweg.flow import DynamicShift, FlowSDE, Shifted
 from thalweg.models.sizes import decoded
+from thalweg.objectives import ClippedRatio
 from thalweg.rollout import AllSteps, Rollout, Root, grow
+from thalweg.training.backward import backward
 from thalweg.training.data import draw_prompts, load_prompts
 from thalweg.training.loop import train
 from thalweg.training.plan import batch_plan
@@ -104,6 +110,45 @@ def test_a_tree_is_the_same_alone_and_beside_trees_of_another_size(tiny_policy_o
         for level, single in zip(forest.levels[1:], alone.levels[1:], strict=True):
             here = forest.roots.prompt_slot[level.root] == slot
             assert_close(level.log_prob[here], single.log_prob, atol=1e-6, rtol=1e-6, equal_nan=True)
+
+
+def test_each_size_is_clipped_in_nats_by_its_own_elements_and_gradients_add_up(tiny_policy_of):
+    policy, prompts = tiny_policy_of("sd3"), asking("sd3")
+    rollout = Rollout(plan=AllSteps(), group_size=1, steps=2, kernel=FlowSDE(), schedule=Shifted())
+    small, large = 4 * 16 * 16, 4 * 16 * 24
+    objective = ClippedRatio(clip_nats=0.005 * (small + large) / 2)  # 0.00625 and 0.00417 of the means
+
+    def learned(prompts, roots):
+        forest = grow(policy, prompts, roots, rollout, seed=0, iteration=0)
+        advantages = forest.advantages(torch.ones(len(forest.leaves), 1))
+        rows = objective.experience(forest, advantages, seed=0, iteration=0)
+        rows = replace(rows, old_log_prob=rows.old_log_prob - 0.005)  # as if the policy had moved so far
+        report = backward(objective, policy, rows, forest.condition, 2, 1.0)
+        gradients = [p.grad for p in policy.weights.parameters.values()]
+        for parameter in policy.weights.parameters.values():
+            parameter.grad = None
+        return report, [torch.zeros(1) if g is None else g for g in gradients]
+
+    report, together = learned(prompts, [Root(slot, 0, slot, slot) for slot in range(3)])
+    assert report.units == 3 and report.totals["clip_fraction"] == 1  # of the large sample alone
+    alone = [learned([prompt], [Root(slot, 0, slot, 0)])[1] for slot, prompt in enumerate(prompts)]
+    assert any(g.any() for g in together)
+    for whole, *parts in zip(together, *alone, strict=True):
+        assert_close(
+            whole, torch.stack([part.expand_as(whole) for part in parts]).sum(0), atol=1e-7, rtol=1e-4
+        )
+
+
+def test_samples_of_two_sizes_stand_on_one_sheet_with_margins(tiny_policy_of):
+    policy = tiny_policy_of("sd3")
+    settings = Evaluation(steps=2, diversity_group=2)
+    groups = sample_groups(policy, asking("sd3"), settings, Processes())
+    assert groups.shape == (6, 3, SIZE, SIZE + 16)
+    margins = torch.cat([groups[..., :8], groups[..., -8:]], 3).flatten(1)
+    assert [bool(m.any()) for m in margins] == [False, False, True, True, False, False]
+    picture = torch.arange(1.0, 5.0).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+    framed = with_margins(picture, 4, 3)[0, 0]
+    assert framed.tolist() == [[0, 0, 0], [1, 2, 0], [3, 4, 0], [0, 0, 0]]
 
 
 def test_noise_of_a_small_sample_begins_that_of_a_large_one():

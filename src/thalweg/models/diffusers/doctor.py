@@ -112,7 +112,7 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
     scheduler = _recording(seam)
     pipeline.scheduler = scheduler
     texts = {"prompt": [PROMPT.text], **{n: [policy.arguments.get(n, "")] for n in policy.texts}}
-    call = pipeline.unchanged if isinstance(pipeline, Modular) else pipeline
+    call: Any = pipeline.unchanged if isinstance(pipeline, Modular) else pipeline
     try:
         made = call(
             num_inference_steps=STEPS,

@@ -129,13 +129,13 @@ class Modular:
         self, *, return_dict: bool = False, guidance_scale: float | None = None, **inputs: Any
     ) -> Any:
         """What the modular pipeline's own call makes."""
-        state = self.stock(**inputs | self._guidance(guidance_scale))
+        state: Any = self.stock(**inputs, **self._guidance(guidance_scale))  # type: ignore[arg-type]
         return tuple(state.get(param.name) for param in self.blocks.outputs)
 
 
 def open_modular(folder: Path, dtype: torch.dtype) -> Modular:
     """The pipeline of a modular repository; components that lie in the folder are read from there."""
-    stock = ModularPipeline.from_pretrained(str(folder), local_files_only=True)
+    stock: Any = ModularPipeline.from_pretrained(str(folder), local_files_only=True)
     here = {name: str(folder) for name in stock.components if (folder / name).is_dir()}
     stock.load_components(
         dtype=dtype,
