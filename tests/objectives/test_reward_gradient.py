@@ -106,7 +106,7 @@ def test_taken_up_again_the_steps_end_in_the_rollouts_own_sample(count, linear_p
     policy, forest = linear_rollout(linear_policy)
     route, seen = LastSteps(num_steps=count), []
 
-    def judge(x, where, wording):
+    def judge(policy, x, where, wording):
         seen.append(x.detach())
         return x.sum(1)
 
