@@ -15,6 +15,8 @@ from thalweg.models.miniature.policy import MiniaturePolicy
 from thalweg.worlds import find_world
 from thalweg.worlds.scenes.vocabulary import VOCABULARY
 
+# A process that has computed with several threads cannot be forked.
+torch.set_num_threads(1)
 # A loaded machine is no failure, and every run of the tests sees the same examples.
 settings.register_profile("thalweg", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("thalweg")

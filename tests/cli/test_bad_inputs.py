@@ -307,6 +307,15 @@ RECIPES |= {
         ["selection.best_of=5"],
         "selection.best_of=5: a prompt has only 4 samples",
     ),
+    "samples of a tree that share their steps": (
+        [
+            "rollout.plan={kind: tree, branching: 2, forks: [0, 1]}",
+            "rollout.seed_groups=1",
+            "selection.best_of=2",
+        ],
+        "selection.best_of: chooses for each sample, and the samples of a tree share their steps",
+        "width_prune",
+    ),
     "width of no tree": (["selection.width_prune=extremes"], "selection.width_prune: prunes a tree"),
     "depths that move towards data": (["selection.depth_prune={start: 2, stop: 4}"], "moves towards 0"),
     "selected steps of whole samples": (

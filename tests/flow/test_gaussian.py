@@ -136,3 +136,10 @@ def test_a_step_without_a_density_is_refused_in_one_line(sigma_next, message):
         assert str(error.value) == message + (
             "take this step with a solver, or leave it out of the trained steps"
         )
+
+
+def test_the_first_sample_without_a_density_is_named():
+    sigma, sigma_next = torch.tensor([0.5, 0.5, 0.25, 0.125]), torch.tensor([0.25, 0.25, 0.0, 0.0])
+    policy = CPS().transition(torch.zeros(4, 2), torch.zeros(4, 2), sigma, sigma_next)
+    with pytest.raises(ValueError, match=r"std=0 at sigma=0\.25 -> 0: "):
+        policy.require_density()

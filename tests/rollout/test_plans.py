@@ -140,6 +140,18 @@ def test_a_tree_forks_inside_its_window_with_noise_that_grows_and_a_spread_at_fo
     assert factors == pytest.approx([1, 7 / 6, 4 / 3, 1.5])
 
 
+def test_branch_mix_draws_its_forks_and_the_first_steps():
+    # 20 steps, forks at 0, 3, 6, 9 and a window of 4 at the start: BranchGRPO's code.
+    plan = Tree(branching=2, forks=(0, 3, 6, 9), drawn="forks", drawn_first=4)
+    layout = plan.layout(20, 16, at(0))
+    assert branch_steps(layout) == [0, 1, 2, 3, 6, 9]
+    assert [len(row[0]) for row in layout] == [2 if step in (0, 3, 6, 9) else 1 for step in range(20)]
+    with pytest.raises(
+        ValueError, match="drawn_first=4: drawn=all draws every step already; set drawn=forks"
+    ):
+        Tree(branching=2, drawn_first=4)
+
+
 def test_one_candidate_of_each_step_goes_on():
     layout = Candidates(num_candidates=3).layout(3, 1, at(0))
     end = Child(stochastic=True, trained=True, role=1)

@@ -67,7 +67,7 @@ def _few(rollout: Rollout) -> dict[str, Any]:
 def _rewards(recipe: Recipe) -> dict[str, Any]:
     """The cheap reward of samples, and what else is read: rewards of noisy states, a judge of places."""
     if isinstance(recipe.credit, RoutedCredit):
-        return {"rewards": list(recipe.rewards)}
+        return {"rewards": ["brightness", "loudness"], "credit.parts": [["brightness"], ["loudness"]]}
     of_steps = [reward for reward in recipe.rewards if judges_steps(reward)]
     judge = [{"kind": "world", "weight": 0}] if isinstance(recipe.credit, BlameCredit) else []
     return {"rewards": [*CHEAP["rewards"], *of_steps, *judge]}

@@ -5,6 +5,8 @@ from thalweg.training.calibrate import Tally, calibrate
 from thalweg.training.recipe import load_recipe
 from training.small_runs import small
 
+FLOW_SDE = {"kind": "flow_sde", "noise_level": 0.7}
+
 
 @pytest.mark.parametrize(
     ("gaining", "losing", "next_noise"),
@@ -30,7 +32,7 @@ def test_noise_never_vanishes():
 
 
 def test_calibration_starts_at_the_kernels_own_noise_and_gives_a_kernel_for_every_drawn_step(tiny_world):
-    recipe = small("dense-grpo", {"rollout.steps": 4})
+    recipe = small("dense-grpo", {"rollout.steps": 4, "rollout.kernel": FLOW_SDE})
     heard: list[list[Tally]] = []
     kernel = calibrate(recipe, 2, lambda number, tallies: heard.append(tallies))
     # Flow-SDE on uniform levels 1, .75, .5: g = .7 sqrt(1/(1 - .75)), .7 sqrt(3), .7.

@@ -15,6 +15,7 @@ from training.small_runs import saved_state, small, trains
 
 B, N, K = 8, 8, 7  # the last step is never trained
 SHARED = 2 + (N - 1) * B  # one initial noise a prompt: its first step is computed once
+ALL_CHUNKS = {"objective.chunk_fraction": 1}
 
 CASES = [
     ("flow-grpo", {}, N * B + K * B, K * B),
@@ -34,10 +35,16 @@ CASES = [
     ("online-dpo", {}, N * B + 2 * 3 * 4, 3 * 4),  # pairs of 2 prompts
     ("online-dpo", {"optim.micro_batch": 4}, N * B + 4 * 3 * 4, 3 * 4),
     ("tmpo", {}, 2 * 2 + 6 * B + 3 * B, 3 * B),  # two steps of a trunk a prompt
-    ("gcpo", {}, N * B + K * B, K * B),
-    ("gcpo", {"optim.micro_batch": 8}, N * B + K * B, K * B),  # a sample's 7 passes fit
-    ("gcpo", {"optim.micro_batch": 6}, N * B + 2 * K * B, K * B),  # two sweeps
-    ("gcpo", {"optim.micro_batch": 6, "optim.updates_per_iteration": 8}, N * B + 2 * K * B, K * B),
+    ("gcpo", ALL_CHUNKS, N * B + K * B, K * B),
+    ("gcpo", {"objective.chunks": [3, 3], "rollout.steps": 7}, 7 * B + 3 * B, 3 * B),  # one of two chunks
+    ("gcpo", ALL_CHUNKS | {"optim.micro_batch": 8}, N * B + K * B, K * B),  # a sample's 7 passes fit
+    ("gcpo", ALL_CHUNKS | {"optim.micro_batch": 6}, N * B + 2 * K * B, K * B),  # two sweeps
+    (
+        "gcpo",
+        ALL_CHUNKS | {"optim.micro_batch": 6, "optim.updates_per_iteration": 8},
+        N * B + 2 * K * B,
+        K * B,
+    ),
     # A probe from x_j takes 7 - j passes besides the one it shares.
     ("dense-grpo", {}, N * B + 28 * B + K * B, K * B),
     ("step-grpo", {}, N * B + 3 * K * B, 3 * K * B),  # 3 candidates a step

@@ -163,7 +163,11 @@ class Tree(Sliding):
     size: int | None = Field(default=None, ge=1)
     """w: how many steps are drawn and trained; None: all but the last of the rollout."""
     drawn: Literal["all", "forks"] = "all"
-    """Which steps of the window are drawn and trained: every one, or only those with forks ("Branch-Mix")."""
+    """Which steps of the window are drawn and trained: every one, or only those with forks."""
+    drawn_first: int = Field(default=0, ge=0)
+    """With drawn=forks: the first steps of the window that are drawn and trained besides (BranchGRPO's
+    "Branch-Mix": 4, which its code leaves at the first steps).
+    """
     fork_spread: PositiveFloat = 1.0
     """Factor on the standard deviation of a step that forks, to set siblings apart (BranchGRPO: 4). Differs
     from its code: the density has it too, where the code scores the wider draw under the narrow density.
@@ -172,6 +176,14 @@ class Tree(Sliding):
     """Noise levels grow with depth: the factor is 1 + noise_growth h / (H-1) at fork h of H (our reading of
     Dynamic-TreeRPO, whose formula is not public).
     """
+
+    @model_validator(mode="after")
+    def _drawn_once(self) -> "Tree":
+        if self.drawn_first and self.drawn == "all":
+            raise ValueError(
+                f"drawn_first={self.drawn_first}: drawn=all draws every step already; set drawn=forks"
+            )
+        return self
 
     @property
     def stochastic(self) -> bool:
@@ -196,7 +208,7 @@ class Tree(Sliding):
             at = i - start
             depth = sum(fork <= at for fork in forks) - 1
             factor = 1 + self.noise_growth * max(depth, 0) / max(len(forks) - 1, 1)
-            drawn = 0 <= at < size and (self.drawn == "all" or at in forks)
+            drawn = 0 <= at < size and (self.drawn == "all" or at in forks or at < self.drawn_first)
             if not drawn:
                 steps.append((ODE,))
             elif at in forks:

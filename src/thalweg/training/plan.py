@@ -31,7 +31,9 @@ class BatchPlan:
     rollout_passes: int
     """Network passes of one sample that the rollout takes, over all processes."""
     gradient_passes: int
-    """Passes with gradient, where no sample is dropped or pruned and none is replayed."""
+    """Passes with gradient, where no sample is dropped or pruned and none is replayed; their mean where
+    chunks of several sizes are drawn.
+    """
     other_passes: int
     """Passes of the update without gradient: anchors, first sweeps, log-probs computed again."""
     updates: int

@@ -42,6 +42,13 @@ def selection(recipe: Recipe) -> list[str]:
         problems.append(
             f"selection.best_of={chosen.best_of}: a prompt has only {rollout.group_size} samples; give fewer"
         )
+    of_samples = {"best_of": chosen.best_of is not None, "trained_fraction": chosen.trained_fraction < 1}
+    problems += [
+        f"selection.{name}: chooses for each sample, and the samples of a tree share their steps; use "
+        "width_prune or depth_prune, or another plan"
+        for name, is_set in of_samples.items()
+        if is_set and isinstance(rollout.plan, Tree)
+    ]
     if isinstance(objective, ChunkRatio | Balance) and (
         chosen.trained_fraction < 1
         or chosen.sigma_min > 0
