@@ -10,7 +10,7 @@ ODE, SDE = Child(stochastic=False), Child(stochastic=True, trained=True)
 def level_of(parents: list[int], roots: list[int], children: list[int]) -> Level:
     count = len(parents)
     return Level(
-        sigma=0.5,
+        sigma=torch.full((count,), 0.5),
         parent=torch.tensor(parents),
         root=torch.tensor(roots),
         end=torch.tensor([-1 if row in children else 0 for row in range(count)]),

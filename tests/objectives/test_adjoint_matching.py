@@ -203,7 +203,7 @@ def test_a_forest_gives_the_rows_and_costs_the_passes_that_are_planned(name, rec
     roots = [Root(0, g, g, 0) for g in range(2)]
     forest = grow(policy, prompts[:1], roots, rollout, seed=0, iteration=0, keep_states=True)
     rows = objective.experience(forest, forest.advantages(torch.zeros(2, 1)), seed=0, iteration=0)
-    before, judge = policy.passes.evaluations, judge_of(policy, [Brightness()], forest.prompts)
+    before, judge = policy.passes.evaluations, judge_of([Brightness()], forest.prompts)
     backward(objective, policy, rows, forest.condition, 8, 1.0, judge=judge)
     gradient, others = objective.passes(steps)
     assert policy.passes.evaluations - before == 2 * (gradient + sum(others.values()))

@@ -92,7 +92,7 @@ def test_the_last_steps_of_a_linear_flow_have_the_closed_form(count, detach, lin
         forest.condition,
         8,
         0.5,
-        judge=lambda x, where, wording: x.sum(1),
+        judge=lambda policy, x, where, wording: x.sum(1),
     )
     sigmas = [1.0, 0.8, 0.6, 0.4, 0.2, 0.0][-1 - (count or 5) :]
     moved = 0.0  # dx/dbias
@@ -106,7 +106,7 @@ def test_taken_up_again_the_steps_end_in_the_rollouts_own_sample(count, linear_p
     policy, forest = linear_rollout(linear_policy)
     route, seen = LastSteps(num_steps=count), []
 
-    def judge(x, where, wording):
+    def judge(policy, x, where, wording):
         seen.append(x.detach())
         return x.sum(1)
 
@@ -154,7 +154,7 @@ def test_recomputing_activations_changes_passes_and_not_the_gradient(recompute, 
         objective = RewardGradient(route=LastSteps(num_steps=None, recompute=again))
         rows = objective.experience(forest, forest.advantages(torch.zeros(2, 1)), seed=0, iteration=0)
         before = policy.passes.evaluations
-        judge = judge_of(policy, [Brightness()], forest.prompts)
+        judge = judge_of([Brightness()], forest.prompts)
         backward(objective, policy, rows, forest.condition, 8, 1.0, judge=judge)
         assert policy.passes.evaluations - before == 2 * 3 * (2 if again else 1)
         gradient, others = objective.passes(3)
@@ -202,7 +202,15 @@ def test_two_leaps_over_two_steps_are_the_whole_gradient(linear_policy):
         objective = RewardGradient(route=route)
         rows = objective.experience(forest, forest.advantages(torch.zeros(2, 1)), seed=0, iteration=0)
         policy.bias.grad = None
-        backward(objective, policy, rows, forest.condition, 8, 1.0, judge=lambda x, where, wording: x.sum(1))
+        backward(
+            objective,
+            policy,
+            rows,
+            forest.condition,
+            8,
+            1.0,
+            judge=lambda policy, x, where, wording: x.sum(1),
+        )
         found.append(policy.bias.grad)
     assert_close(found[1], found[0] / 0.2, rtol=1e-5, atol=1e-6)  # no leap misses: 1 / (0.1 + 0.1)
 

@@ -31,7 +31,7 @@ def gradient(name, policy, prompts, micro_batch=8):
     roots = [Root(s, g, s * 2 + g, s) for s in (0, 1) for g in (0, 1)]
     forest = grow(policy, prompts[:2], roots, recipe.rollout, seed=0, iteration=0, keep_states=True)
     rows = recipe.objective.experience(forest, forest.advantages(torch.zeros(4, 1)), seed=0, iteration=0)
-    judge = judge_of(policy, [Brightness()], forest.prompts)
+    judge = judge_of([Brightness()], forest.prompts)
     backward(recipe.objective, policy, rows, forest.condition, micro_batch, 1 / len(rows), Processes(), judge)
     return [p.grad for p in policy.weights.parameters.values()]
 

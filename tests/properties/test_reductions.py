@@ -196,7 +196,7 @@ def test_replay_of_an_older_policy_is_the_gradient_on_policy_once_it_is_correcte
     reward = forest.latents.square().sum(1)
     theta, drift, factor = 0.4, 0.0, 1.0
     for at in (4, 3, 2, 1):
-        sigma, sigma_next = forest.levels[at - 1].sigma, forest.levels[at].sigma
+        sigma, sigma_next = (float(forest.levels[i].sigma[0]) for i in (at - 1, at))
         k = forest.levels[at].k[0].item()
         J = (1 - sigma_next) * sigma - k * (1 - sigma)
         slope = (sigma - (1 - sigma) / 4) / ((1 - sigma) ** 2 / 4 + sigma**2)

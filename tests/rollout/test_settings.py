@@ -175,7 +175,7 @@ def test_a_short_tail_of_second_order_ends_near_the_exact_flow(solver, low, high
     plan, roots = Window(size=3, move="fixed"), [Root(0, group, group, 0) for group in range(8)]
     rollout = Rollout(plan=plan, group_size=8, steps=100, tail=0.4, kernel=FlowSDE(), solver=solver)
     forest = grow(linear_policy(), [Prompt("")], roots, rollout, seed=0, iteration=0)
-    sigma, left = forest.levels[3].sigma, forest.levels[3].latents
+    sigma, left = float(forest.levels[3].sigma[0]), forest.levels[3].latents
     exact = left * 0.5 / ((1 - sigma) ** 2 / 4 + sigma**2) ** 0.5
     gap = ((forest.latents - exact).abs().max() / exact.abs().max()).item()
     assert low <= gap < high

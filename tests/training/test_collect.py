@@ -77,7 +77,7 @@ def test_states_are_judged_at_their_own_noise_level_for_their_own_prompt(tiny_po
         for row in (0, 5, len(values) - 1):
             prompt = prompts[int(forest.roots.prompt_slot[level.root[row]])]
             x = level.latents[level.row[row]][None]
-            expected = ScorerReward().score_latents(x, level.sigma, [prompt])[0]
+            expected = ScorerReward().score_latents(x, float(level.sigma[row]), [prompt])[0]
             assert values[row].item() == pytest.approx(expected.item(), abs=1e-5)
 
 

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.core.values import Prompt
-from thalweg.training.data import Data, draw_prompts, load_prompts
+from thalweg.evaluation.benchmark import Evaluation
+from thalweg.training.data import Data, draw_prompts, held_out_prompts, load_prompts
 
 
 @given(count=st.integers(1, 12), per_iteration=st.integers(1, 8), seed=st.integers(0, 9))
@@ -46,3 +47,20 @@ def test_files_give_prompts_with_their_metadata(tmp_path):
     # Without a world any word will do.
     text.write_text("ein rotes Quadrat\n", encoding="utf-8")
     assert load_prompts(str(text), None) == (Prompt("ein rotes Quadrat"),)
+
+
+def test_sizes_are_drawn_by_address_and_a_prompt_keeps_its_own():
+    sizes = ({"height": 8, "width": 8}, {"height": 8, "width": 16})
+    data = Data(sizes=sizes, prompts_per_iteration=64)  # type: ignore[arg-type]
+    prompts = [Prompt(str(number)) for number in range(63)] + [Prompt("own", {"num_frames": 5})]
+    drawn = draw_prompts(prompts, data, 0, 3)
+    assert [p.metadata for p in draw_prompts(prompts, data, 0, 3)] == [p.metadata for p in drawn]
+    wide = sum(p.metadata.get("width") == 16 for p in drawn)
+    assert 16 < wide < 48  # 63 fair draws; 4 standard deviations are 16
+    assert [p.metadata for p in drawn if p.text == "own"] == [{"num_frames": 5}]
+    again = {p.text: p.metadata for p in draw_prompts(prompts, data, 0, 4)}
+    assert any(again[p.text] != p.metadata for p in drawn)
+    held_out = Evaluation(prompts="data")
+    kept, once_more = (held_out_prompts(data, held_out, None, tuple(prompts)) for _ in range(2))
+    assert [p.metadata for p in kept] == [p.metadata for p in once_more]
+    assert {p.metadata.get("width") for p in kept} == {8, 16, None}

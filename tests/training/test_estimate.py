@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from thalweg.core.errors import UserError
+from thalweg.core.values import Prompt
 from thalweg.training.estimate import ATTENTION, SIZES, Size, estimate, report, size_of
 from thalweg.training.recipe import full_size_names, load_recipe
 from thalweg.training.variants import HUB
@@ -108,6 +109,15 @@ def test_tokens_of_images_videos_and_sounds():
     assert tokens("wan2.1/flash-grpo") == 21 * 30 * 52  # 81 frames in 21; 480 x 832
     assert tokens("ltx-2/diffusion-nft") == 5 * 16 * 24  # 33 frames in 5; 512 x 768
     assert tokens("stable-audio-3/diffusion-nft") == 215  # 10 s
+
+
+def test_the_largest_size_is_what_is_estimated():
+    sizes = "data.sizes=[{height: 64, width: 64}, {height: 320, width: 160}]"
+    large, sized = estimate_of("model.height=320", "model.width=160"), estimate_of(sizes)
+    assert (sized.tokens, sized.memory, sized.flops) == (large.tokens, large.memory, large.flops)
+    recipe = load_recipe("flux1-dev/flow-grpo", ["model.height=512", "model.width=512"])
+    own = Prompt("a", {"height": 1024, "width": 512})
+    assert estimate(recipe, SIZES["flux1-dev"], 1, [own]).tokens == 64 * 32 + 512
 
 
 @pytest.mark.parametrize("name", full_size_names())

@@ -3,6 +3,7 @@
 import json
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -117,6 +118,13 @@ def installation_rows() -> list[Row]:
     return rows
 
 
+def _prompts_at_hand(data: Any) -> Any:
+    """The prompts of a file that is there: they may ask for sizes."""
+    from thalweg.training.data import open_prompts
+
+    return open_prompts(data, None) if Path(data.prompts).is_file() and not data.streaming else ()
+
+
 def print_plan(recipe: Any) -> None:
     """The resolved recipe, how an iteration divides, and an estimate of passes and memory."""
     from thalweg.core.processes import connect, disconnect
@@ -125,9 +133,12 @@ def print_plan(recipe: Any) -> None:
     from thalweg.training.policy import load_policy
 
     processes = connect()
-    size = size_of(recipe.model)
-    estimated = None if size is None else estimate(recipe, size, processes.count)
-    plan = batch_plan(recipe, load_policy(recipe), processes.count) if estimated is None else estimated.plan
+    size, prompts = size_of(recipe.model), _prompts_at_hand(recipe.data)
+    if size is None:
+        estimated, plan = None, batch_plan(recipe, load_policy(recipe), processes.count, prompts)
+    else:
+        estimated = estimate(recipe, size, processes.count, prompts)
+        plan = estimated.plan
     disconnect(processes)
     if not processes.is_first:
         return

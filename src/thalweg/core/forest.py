@@ -72,7 +72,8 @@ class Roots:
 class Level:
     """The nodes of one noise level and the edge that led to each from the level above."""
 
-    sigma: float
+    sigma: Float[Tensor, " n"]
+    """The same for all nodes but where samples of several sizes have a schedule each."""
     parent: Int64[Tensor, " n"]
     """Row in the level above; at the roots, -1."""
     root: Int64[Tensor, " n"]
@@ -170,6 +171,15 @@ class Forest:
             states.append(level.latents[level.row[node].to(level.latents.device)])
             node = level.parent[node]
         return torch.stack(states[::-1], 1)
+
+    @property
+    def sigmas(self) -> Float[Tensor, "B M"]:
+        """The noise levels of each leaf's way, from noise to data."""
+        node, sigmas = self.leaf_node, list[Tensor]()
+        for level in self.levels[::-1]:
+            sigmas.append(level.sigma[node])
+            node = level.parent[node]
+        return torch.stack(sigmas[::-1], 1)
 
     @property
     def probe_latents(self) -> Float[Tensor, "Q ..."]:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 Purpose = Literal[
-    "initial", "transition", "guidance", "forward noise", "sigmas", "order", "selection", "given"
+    "initial", "transition", "guidance", "forward noise", "sigmas", "order", "selection", "given", "size"
 ]
 
 

@@ -5,9 +5,10 @@ samples, n chosen steps, ... latent axes.
 Every column of a table has one entry a row.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -21,6 +22,14 @@ class Prompt:
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False)
+    """FILE:LINE, where it was read from one."""
+
+
+Size = tuple[int, int, int, int]
+"""Height and width in pixels, frames, microseconds of sound; 0 is the model's own."""
+SIZE = "size"
+"""The column of a condition (P, 4) with the size that each prompt asks for, where the model makes several."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,19 @@ Made = Tensor | Media
 T = TypeVar("T", bound="Transitions | Samples | Paths")
 
 
+def with_latents_of(table: T, shape: tuple[int, ...]) -> T:
+    """The table of rows of one size, whose latents have this shape: cut out of what was filled up for storing
+    beside larger ones (`core.sizes`).
+    """
+    columns = {name: getattr(table, name) for name in table.LATENTS}
+    changed = {
+        name: column.flatten(axes)[..., : math.prod(shape)].unflatten(axes, shape)
+        for name, axes in table.LATENTS.items()
+        if (column := columns[name]) is not None and column.shape[axes:] != shape
+    }
+    return replace(table, **changed) if changed else table
+
+
 def _index(table: T, rows: Tensor) -> T:
     taken = {f.name: getattr(table, f.name) for f in fields(table)}
     return replace(table, **{name: c[rows] for name, c in taken.items() if c is not None})
@@ -103,6 +125,8 @@ def without_latents(table: T, columns: Mapping[str, Tensor]) -> T:
 class Transitions:
     """Trained edges of a forest: what an objective over stored paths reads."""
 
+    LATENTS: ClassVar[Mapping[str, int]] = {"x": 1, "x_next": 1, "old_mean": 1}
+    """Columns with latent axes, and how many axes stand before those."""
     x: Float[Tensor, "B ..."]
     x_next: Float[Tensor, "B ..."]
     sigma: Float[Tensor, " B"]
@@ -151,6 +175,7 @@ class Samples:
     A sample stands in as many rows as noise levels were drawn for it.
     """
 
+    LATENTS: ClassVar[Mapping[str, int]] = {"x0": 1, "noise": 1, "regions": 2}
     x0: Float[Tensor, "B ..."]
     sigma: Float[Tensor, " B"]
     noise: Float[Tensor, "B ..."]
@@ -178,6 +203,7 @@ class Samples:
 class Paths:
     """Trajectories that are taken up again with gradients: what a pathwise objective reads."""
 
+    LATENTS: ClassVar[Mapping[str, int]] = {"states": 2}
     states: Float[Tensor, "B S ..."]
     """Stored states of the trajectory; the objective says which ones, and in which order."""
     sigmas: Float[Tensor, "B M"]

@@ -15,9 +15,9 @@ from thalweg.evaluation.confidence import accuracy_metrics
 from thalweg.evaluation.diversity import diversity_metrics
 from thalweg.evaluation.features import image_features
 from thalweg.evaluation.monitors import monitor_metrics
-from thalweg.evaluation.sampling import sample_images
+from thalweg.evaluation.sampling import sample_sizes
 from thalweg.models.contract import Policy
-from thalweg.rewards import Reward, score, total
+from thalweg.rewards import Reward, score_all, total
 from thalweg.worlds import World
 
 
@@ -30,16 +30,16 @@ def measure(
     processes: Processes,
 ) -> Metrics:
     """Rewards, and strict accuracy where the model's world can judge."""
-    made = sample_images(policy, prompts, evaluation.samples_per_prompt, evaluation, processes, rewards)
+    made = sample_sizes(policy, prompts, evaluation.samples_per_prompt, evaluation, processes, rewards)
     asked = [p for p in prompts for _ in range(evaluation.samples_per_prompt)]
-    mine = [asked[i] for i in processes.share(len(asked))]
-    scores = score(rewards, made, mine)
+    scores = score_all(rewards, made)
     columns = {"reward": total(scores, rewards)} | {
         f"reward/{name}": values for name, values in scores.items()
     }
-    if world is not None and isinstance(made, Tensor):
+    images, mine, _ = made[0]
+    if world is not None and isinstance(images, Tensor):  # a world's are of one size
         columns["strict"] = torch.tensor(
-            [float(world.judge(i, p).strict) for i, p in zip(made, mine, strict=True)]
+            [float(world.judge(i, p).strict) for i, p in zip(images, mine, strict=True)]
         )
     columns = processes.gather(columns)
     strict = columns.pop("strict", None)
@@ -62,16 +62,28 @@ def sample_groups(
     rewards: Sequence[Reward] = (),
 ) -> Float[Tensor, "B 3 H W"]:
     """A whole group of images for each prompt, from all processes; in steps of 1/255, as a file keeps
-    them. A video stands by its middle frame.
+    them. A video stands by its middle frame; images of several sizes get black margins to the largest sides.
     """
-    made = sample_images(policy, prompts, evaluation.diversity_group, evaluation, processes, rewards)
-    images = made.stills if isinstance(made, Media) else made
-    if images is None:
+    made = sample_sizes(policy, prompts, evaluation.diversity_group, evaluation, processes, rewards)
+    stills = [samples.stills if isinstance(samples, Media) else samples for samples, _, _ in made]
+    pictures = [images for images in stills if images is not None]
+    if not pictures:
         raise UserError(
             "evaluation.diversity_prompts: diversity is measured on images, and the model makes sound; give "
             "evaluation.diversity_prompts=0"
         )
+    sides = processes.gather({"sides": torch.tensor([images.shape[2:] for images in pictures])})["sides"]
+    height, width = sides.amax(0).tolist()
+    order = torch.cat([rows for _, _, rows in made]).argsort()
+    images = torch.cat([with_margins(images, height, width) for images in pictures])[order]
     return processes.gather({"images": (images * 255).round().byte()})["images"].float() / 255
+
+
+def with_margins(images: Float[Tensor, "B 3 _ _"], height: int, width: int) -> Float[Tensor, "B 3 H W"]:
+    """The images in the middle of black ones of these sides."""
+    top, left = (height - images.shape[2]) // 2, (width - images.shape[3]) // 2
+    below, right = height - images.shape[2] - top, width - images.shape[3] - left
+    return torch.nn.functional.pad(images, (left, right, top, below))
 
 
 def watch(

@@ -73,7 +73,9 @@ class DynamicShift(Part):
 
     kind: Literal["dynamic_shift"] = "dynamic_shift"
     num_tokens: PositiveInt
-    """Tokens of the image sequence: FLUX has (height/16)·(width/16) of them."""
+    """Tokens of the image sequence at the model's own size: FLUX has (height/16)·(width/16) of them. Samples
+    of another size have more, or fewer, in proportion to their latents.
+    """
     base_tokens: PositiveInt = 256
     """Where mu is `base_mu`."""
     max_tokens: PositiveInt = 4096
@@ -86,6 +88,10 @@ class DynamicShift(Part):
         """log S."""
         slope = (self.max_mu - self.base_mu) / (self.max_tokens - self.base_tokens)
         return self.base_mu + slope * (self.num_tokens - self.base_tokens)
+
+    def resized(self, share: float) -> "DynamicShift":
+        """The schedule of samples with `share` times as many tokens."""
+        return self.model_copy(update={"num_tokens": max(round(self.num_tokens * share), 1)})
 
     def sigmas(self, num_steps: int) -> Float[Tensor, " {num_steps}+1"]:
         """σ_0 .. σ_N."""

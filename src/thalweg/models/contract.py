@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.values import Condition, Media, Metrics, Prompt
+from thalweg.core.values import Condition, Media, Metrics, Prompt, Size
 from thalweg.models.weights import NamedWeights
 
 
@@ -69,6 +69,21 @@ class HasParts(Protocol):
     @property
     def parts(self) -> tuple[int, ...]:
         """Latent elements of each part, one after another."""
+        ...
+
+
+@runtime_checkable
+class HasSizes(Protocol):
+    """A policy whose prompts may ask for samples of different sizes; `encode` writes them into `SIZE`."""
+
+    def sizes_of(self, prompts: Sequence[Prompt]) -> list[Size]:
+        """What each prompt asks for; raises UserError, with the prompt's place, where that is no size."""
+        ...
+
+    def at(self, size: Size) -> Policy:
+        """The same policy, weights and counters, making samples of this size; its latents have their own
+        shape.
+        """
         ...
 
 

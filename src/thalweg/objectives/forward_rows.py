@@ -36,9 +36,11 @@ def samples(
         zip(leaves.prompt_slot.tolist(), leaves.seed_group.tolist(), leaves.sample.tolist(), strict=True)
     )
     owners = [(p, 0, ()) if shared_in_group else (p, g, (s,)) for p, g, s in identity]
-    grid = torch.tensor([level.sigma for level in forest.levels[:-1]])
     sigma = torch.stack(
-        [sigmas.draw(Address(seed, "sigmas", iteration, p, g, path), grid) for p, g, path in owners]
+        [
+            sigmas.draw(Address(seed, "sigmas", iteration, p, g, path), grid)
+            for (p, g, path), grid in zip(owners, forest.sigmas[:, :-1], strict=True)
+        ]
     )
     levels = sigma.shape[1]
     x0 = forest.latents

@@ -18,8 +18,8 @@ def transitions(forest: Forest, advantages: Advantages) -> Transitions:
         edge = {
             "x": before.latents[before.row[level.parent[node]]],
             "x_next": level.latents[level.row[node]],
-            "sigma": torch.full((len(node),), before.sigma),
-            "sigma_next": torch.full((len(node),), level.sigma),
+            "sigma": before.sigma[level.parent[node]],
+            "sigma_next": level.sigma[node],
             "k": level.k[node],
             "std": level.std[node],
             "old_log_prob": level.log_prob[node],

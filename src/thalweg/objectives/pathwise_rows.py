@@ -21,8 +21,8 @@ def draws(forest: Forest, seed: int, iteration: int) -> list[Address]:
 
 
 def levels_of(forest: Forest) -> Float[Tensor, " M"]:
-    """The noise levels of the rollout, from noise to data."""
-    return torch.tensor([level.sigma for level in forest.levels])
+    """The noise levels of the rollout, from noise to data, where all its samples go through the same ones."""
+    return forest.sigmas[0] if len(forest.leaves) else torch.zeros(len(forest.levels))
 
 
 def paths_of(

@@ -13,6 +13,7 @@ from torch import Tensor
 from thalweg.core.errors import UserError
 from thalweg.core.forest import Forest, Scores
 from thalweg.core.values import Made, Media, Prompt
+from thalweg.models.sizes import Decoded
 from thalweg.rewards.clipscore import CLIPScore
 from thalweg.rewards.function import FunctionReward
 from thalweg.rewards.http import HTTPReward
@@ -97,6 +98,13 @@ def _score(reward: Reward, made: Made, prompts: Sequence[Prompt]) -> Float[Tenso
     return reward.score(frames.flatten(0, 1), each).unflatten(0, (-1, count)).float().mean(1)
 
 
+def score_all(rewards: Sequence[Reward], made: Sequence[Decoded]) -> dict[str, Float[Tensor, " _"]]:
+    """Every reward of samples of all sizes, in the order of their rows."""
+    each = [score(rewards, samples, asked) for samples, asked, _ in made]
+    order = torch.cat([rows for _, _, rows in made]).argsort()
+    return {name: torch.cat([scores[name] for scores in each])[order] for name in each[0]}
+
+
 def finished(rewards: Sequence[Reward]) -> list[Reward]:
     """Those that judge finished samples; the others judge states in the middle of denoising."""
     return [reward for reward in rewards if not judges_steps(reward)]
@@ -121,7 +129,7 @@ def score_steps(rewards: Sequence[Reward], forest: Forest) -> dict[str, tuple[Fl
                 asked = [forest.prompts[i] for i in forest.roots.condition[level.root[node]].tolist()]
                 x = level.latents[level.row[node]]
                 with torch.no_grad():
-                    sigma = torch.full((len(node),), level.sigma, device=x.device)
+                    sigma = level.sigma[node].to(x.device)
                     values[node] = reward.score_latents(x, sigma, asked).float().cpu()
             levels.append(values)
         scores[reward.name] = tuple(levels)

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from thalweg.core.forest import Child, Forest, Layout, Leaves, Level, Roots
 from thalweg.core.noise import Address, normals
+from thalweg.core.sizes import joined
 from thalweg.core.values import Condition, Prompt
 from thalweg.flow import Memory, Transition, flow_norm
 from thalweg.models.contract import HasParts, Policy
+from thalweg.models.sizes import by_size, sizes_in
 from thalweg.rollout.guidance import Value
 from thalweg.rollout.root import Root
 from thalweg.rollout.settings import Rollout
@@ -50,11 +52,44 @@ def grow(
     keep_states: bool = False,
     value: Value | None = None,
 ) -> Forest:
-    """The forest over `roots`, under the weights that `rollout` names.
+    """The forest over `roots`, under the weights that `rollout` names; trees of a size grow together.
 
     `keep_mean` stores the means of trained edges, `keep_states` all states; `value` is the reward that
     `rollout.guidance` climbs.
     """
+    condition = policy.encode(prompts)
+    sizes = sizes_in(condition, torch.tensor([root.condition for root in roots], dtype=torch.int64))
+    forests = [
+        _grown(
+            at,
+            prompts,
+            condition,
+            [roots[row] for row in rows.tolist()],
+            rollout.resized(math.prod(at.latent_shape) / math.prod(policy.latent_shape)),
+            seed,
+            iteration,
+            keep_mean,
+            keep_states,
+            value,
+        )
+        for at, rows in by_size(policy, sizes)
+    ]
+    return forests[0] if len(forests) == 1 else joined(forests)
+
+
+def _grown(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    condition: Condition,
+    roots: Sequence[Root],
+    rollout: Rollout,
+    seed: int,
+    iteration: int,
+    keep_mean: bool,
+    keep_states: bool,
+    value: Value | None,
+) -> Forest:
+    """Trees whose samples all have the policy's size."""
 
     def to_latent_precision(x: Tensor) -> Tensor:
         # What the network will see is what gets a probability and what is stored.
@@ -64,7 +99,6 @@ def grow(
     slots = sorted({root.prompt_slot for root in roots})
     of_slot = {slot: rollout.layout(seed, iteration, slot) for slot in slots}
     layouts = [of_slot[root.prompt_slot] for root in roots]
-    condition = policy.encode(prompts)
     rows = torch.tensor([root.condition for root in roots], dtype=torch.int64)
     vary = rollout.perturbation
     nodes = [_Node(row, Child(stochastic=False)) for row in range(len(roots))]
@@ -210,7 +244,7 @@ def _level(
     )
     row = torch.where(kept, kept.long().cumsum(0) - 1, -1)
     return Level(
-        sigma=float(sigmas[at]),
+        sigma=sigmas[at].repeat(len(nodes)),
         parent=parents,
         root=torch.tensor([node.root for node in nodes], dtype=torch.int64),
         end=torch.tensor([-1 if children else 0 for children in below], dtype=torch.int64),

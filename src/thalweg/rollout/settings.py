@@ -11,7 +11,7 @@ from torch import Tensor
 from thalweg.core.forest import Layout, count_passes
 from thalweg.core.noise import Address
 from thalweg.core.part import Part
-from thalweg.flow import Euler, Heun, Kernel, Schedule, Shifted, Solver
+from thalweg.flow import DynamicShift, Euler, Heun, Kernel, Schedule, Shifted, Solver
 from thalweg.models.weights import POLICY
 from thalweg.rollout.explore import Explore
 from thalweg.rollout.finish import Finish
@@ -134,6 +134,12 @@ class Rollout(Part):
         if self.finish is None or step < num_steps - self.finish.steps:
             return self.weights
         return self.finish.weights
+
+    def resized(self, share: float) -> "Rollout":
+        """The rollout of samples whose latents are `share` times as many as those of the model's own size."""
+        if share == 1 or not isinstance(self.schedule, DynamicShift):
+            return self
+        return self.model_copy(update={"schedule": self.schedule.resized(share)})
 
     @property
     def num_roots(self) -> int:

@@ -13,15 +13,25 @@ rows fit one micro-batch their graph is kept, and one sweep does.
 Shapes: B rows of this process, U units.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from thalweg.core.processes import Processes
-from thalweg.core.values import Condition, Metrics, Paths, Transitions, columns_of, without_latents
+from thalweg.core.values import (
+    Condition,
+    Metrics,
+    Paths,
+    Transitions,
+    columns_of,
+    with_latents_of,
+    without_latents,
+)
 from thalweg.models.contract import Policy
+from thalweg.models.sizes import by_size, sizes_in
 from thalweg.objectives import ClippedRatio
 from thalweg.objectives.contract import ObjectiveContract, PathwiseContract, Scalars
 from thalweg.training.pathwise import Judge, field_at
@@ -101,36 +111,70 @@ def backward(
     report, wide = Report(), objective.unit in WIDE
     if len(rows) == 0 and not wide:
         return report
-    parts = list(_split(rows, micro_batch))
+    sized = of_each_size(policy, rows, condition)
+    parts = [(at, part) for at, own, _ in sized for part in _split(own, micro_batch)]
     if isinstance(objective, PathwiseContract):
-        for part in parts:
+        for at, part in parts:
             assert isinstance(part, Paths)
-            terms, columns = objective.path_loss(field_at(policy, condition, part, judge), part)
+            terms, columns = objective.path_loss(field_at(at, condition, part, judge), part)
             report.include(terms, columns)
             policy.weights.backward(terms.sum() * share)
         return report
-    whole = parts if objective.unit == "row" else _samples(rows, micro_batch)
-    if not wide and whole:
+    if wide:
+        # What spans samples is worked out over all of them, and reads no latents.
+        in_order = rows.index(torch.cat([members for _, _, members in sized]))
+        _sweep_twice(objective, parts, in_order, condition, share, processes, report)
+        return report
+    for at, own, _ in sized:
+        whole = list(_split(own, micro_batch)) if objective.unit == "row" else _samples(own, micro_batch)
         for part in whole:
-            scalars = measure(objective, policy, part, condition)
+            scalars = measure(objective, at, part, condition)
             _deviation(report, scalars, part)
             terms, columns = objective.loss(scalars, part)
             report.include(terms, columns)
             policy.weights.backward(terms.sum() * share)
-        return report
+        if not whole:
+            split = [(at, part) for part in _split(own, micro_batch)]
+            _sweep_twice(objective, split, own, condition, share, None, report)
+    return report
+
+
+def of_each_size(
+    policy: Policy, rows: Rows, condition: Condition
+) -> list[tuple[Policy, Rows, Int64[Tensor, " _"]]]:
+    """(the policy at a size, the rows of that size with latents in its shape, which rows those are)."""
+    sized = by_size(policy, sizes_in(condition, rows.condition))
+    if len(sized) == 1:
+        at, members = sized[0]
+        return [(at, with_latents_of(rows, at.latent_shape) if len(rows) else rows, members)]
+    return [(at, with_latents_of(rows.index(own), at.latent_shape), own) for at, own in sized]
+
+
+def _sweep_twice(
+    objective: ObjectiveContract,
+    parts: Sequence[tuple[Policy, Rows]],
+    rows: Rows,
+    condition: Condition,
+    share: float,
+    processes: Processes | None,
+    report: Report,
+) -> None:
+    """The gradient of loss terms that span several of the parts, which are the rows in their order; with
+    `processes`, of terms that span the rows of all of them.
+    """
     with torch.set_grad_enabled(len(parts) == 1):
-        swept = [measure(objective, policy, part, condition) for part in parts]
+        swept = [measure(objective, at, part, condition) for at, part in parts]
     scalars = {name: torch.cat([s[name].detach() for s in swept]) for name in swept[0]}
     _deviation(report, scalars, rows)
-    slopes = _slopes(objective, scalars, rows, share, processes if wide else None, report)
-    at = 0
-    for part in parts:
-        again = swept[0] if len(parts) == 1 else measure(objective, policy, part, condition)
-        steps = [(slopes[n][at : at + len(part)] * again[n]).sum() for n in slopes if again[n].requires_grad]
+    slopes = _slopes(objective, scalars, rows, share, processes, report)
+    start = 0
+    for at, part in parts:
+        again = swept[0] if len(parts) == 1 else measure(objective, at, part, condition)
+        end = start + len(part)
+        steps = [(slopes[n][start:end] * again[n]).sum() for n in slopes if again[n].requires_grad]
         if steps:
-            policy.weights.backward(torch.stack(steps).sum())
-        at += len(part)
-    return report
+            at.weights.backward(torch.stack(steps).sum())
+        start = end
 
 
 def _slopes(
@@ -160,9 +204,13 @@ def recompute_log_probs(
     objective: ObjectiveContract, policy: Policy, rows: Rows, condition: Condition, micro_batch: int
 ) -> Tensor:
     """log p of every row under today's weights, on the training path."""
-    return torch.cat(
-        [measure(objective, policy, part, condition)["log_prob"] for part in _split(rows, micro_batch)]
-    )
+    sized = of_each_size(policy, rows, condition)
+    found = [
+        measure(objective, at, part, condition)["log_prob"]
+        for at, own, _ in sized
+        for part in _split(own, micro_batch)
+    ]
+    return torch.cat(found)[torch.cat([members for _, _, members in sized]).argsort()]
 
 
 def on_training_path(

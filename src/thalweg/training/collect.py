@@ -13,10 +13,12 @@ from thalweg.core.processes import Processes
 from thalweg.core.values import Metrics, Prompt
 from thalweg.credit import BlameCredit
 from thalweg.models import Policy
+from thalweg.models.sizes import decoded
 from thalweg.objectives.contract import PathwiseContract, keeps_mean
-from thalweg.rewards import Reward, finished, score, score_steps, total, value_of
+from thalweg.rewards import Reward, finished, score_all, score_steps, total, value_of
 from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Deterministic, Rollout, Root, grow, rank_agreement
+from thalweg.rollout.grow import LEAVES_PER_ROOT
 from thalweg.training.given import with_given
 from thalweg.training.schema import Recipe
 
@@ -68,14 +70,15 @@ def judge(
     of_samples = finished(recipe.rewards)
     probes = {}
     if len(forest.probe_node):
-        probes = score(of_samples, policy.decode(forest.probe_latents), forest.probe_prompts)
-    made, marks = policy.decode(forest.latents), None
+        probes = score_all(of_samples, decoded(policy, forest.probe_latents, forest.probe_prompts))
+    made, marks = decoded(policy, forest.latents, forest.leaf_prompts), None
     if isinstance(recipe.credit, BlameCredit):
         judge_of_places = next(reward for reward in recipe.rewards if isinstance(reward, WorldReward))
-        assert isinstance(made, torch.Tensor)  # an embedded world's samples are images
-        marks = judge_of_places.marks(made, forest.leaf_prompts)
+        (images, asked, _), *others = made
+        assert isinstance(images, torch.Tensor) and not others  # an embedded world's: images of one size
+        marks = judge_of_places.marks(images, asked)
     return Scores(
-        leaves=processes.as_first(score(of_samples, made, forest.leaf_prompts)),
+        leaves=processes.as_first(score_all(of_samples, made)),
         steps=score_steps(recipe.rewards, forest),
         probes=processes.as_first(probes),
         marks=marks,
@@ -91,8 +94,9 @@ def agreement(
     """How well cheap samples ranked the noises that were chosen, over all processes; alarming below .7."""
     if collected.looks is None:
         return {}
-    # A deterministic rollout has one sample for each root, in the order of the roots.
-    looks = torch.tensor(list(collected.looks.values()), dtype=torch.float64)
+    # A deterministic rollout has one sample for each root.
+    roots = (collected.forest.leaves.sample // LEAVES_PER_ROOT).tolist()
+    looks = torch.tensor([collected.looks[root] for root in roots], dtype=torch.float64)
     everyone = processes.gather({"cheap": looks, "full": total(scores, finished(rewards)).double()})
     known = everyone["full"].isfinite() & everyone["cheap"].isfinite()
     return {"explore/rank_agreement": rank_agreement(everyone["cheap"][known], everyone["full"][known])}
@@ -133,9 +137,9 @@ def _explored(
     )
     forest = grow(policy, [asked[s] for s in slots], mine, cheap, seed=recipe.seed, iteration=iteration)
     of_samples = finished(recipe.rewards)
-    scores = score(of_samples, policy.decode(forest.latents), forest.leaf_prompts)
-    reward = processes.gather({"reward": total(scores, of_samples).double()})["reward"]
-    by_prompt = reward.view(len(asked), explore.pool)
+    scores = score_all(of_samples, decoded(policy, forest.latents, forest.leaf_prompts))
+    everyone = processes.gather({"reward": total(scores, of_samples).double(), "of": forest.leaves.sample})
+    by_prompt = everyone["reward"][everyone["of"].argsort()].view(len(asked), explore.pool)
     chosen = []
     for slot, rewards in enumerate(by_prompt):
         draw = Address(recipe.seed, "selection", iteration, slot, path=(3,))

@@ -1,6 +1,7 @@
 """Prompts: where they come from, and which ones an iteration takes."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -11,6 +12,7 @@ from thalweg.core.noise import Address
 from thalweg.core.part import Part
 from thalweg.core.values import Prompt
 from thalweg.evaluation.benchmark import Evaluation
+from thalweg.models.sizes import KEYS, SampleSize
 from thalweg.training.sources import Source, read_prompts
 from thalweg.worlds import World, find_world
 
@@ -32,6 +34,10 @@ class Data(Part):
     """Prompts held and drawn in random order before the next ones are read, where `streaming`."""
     prompts_per_iteration: PositiveInt = 12
     """P: prompts of one iteration."""
+    sizes: tuple[SampleSize, ...] = ()
+    """Sizes of samples, of which each prompt that names none itself gets one, drawn anew in every iteration;
+    held-out prompts keep theirs. Empty: the model's own.
+    """
 
 
 class PromptStream:
@@ -92,12 +98,13 @@ def held_out_prompts(
     """The prompts of the `evaluation` section; `training` saves reading those of `data` again."""
     if evaluation.prompts != "data":
         key, split = "evaluation.prompts", evaluation.split
-        return load_prompts(evaluation.prompts, world, key, split=split, text_column=data.text_column)
+        prompts = load_prompts(evaluation.prompts, world, key, split=split, text_column=data.text_column)
+        return tuple(_with_sizes(prompts, data, evaluation.seed))
     training = open_prompts(data, world) if training is None else training
     if isinstance(training, PromptStream):
         assert evaluation.num_prompts is not None  # the recipe was checked
-        return training.head(evaluation.num_prompts)
-    return training
+        training = training.head(evaluation.num_prompts)
+    return tuple(_with_sizes(training, data, evaluation.seed))
 
 
 def load_prompts(
@@ -157,12 +164,27 @@ def draw_prompts(
     """The P prompts of an iteration. All prompts come once, in random order, before any comes again."""
     places = range(iteration * data.prompts_per_iteration, (iteration + 1) * data.prompts_per_iteration)
     if isinstance(prompts, PromptStream):
-        return [prompts.at(place, seed) for place in places]
+        return _with_sizes([prompts.at(place, seed) for place in places], data, seed, iteration)
     drawn: list[Prompt] = []
     for at in places:
         epoch, place = divmod(at, len(prompts))
         drawn.append(prompts[_order(seed, epoch, len(prompts))[place]])
-    return drawn
+    return _with_sizes(drawn, data, seed, iteration)
+
+
+def _with_sizes(
+    prompts: Sequence[Prompt], data: Data, seed: int, iteration: int | None = None
+) -> list[Prompt]:
+    """The prompts, each with a size; in no iteration they are the held-out ones."""
+    if not data.sizes:
+        return list(prompts)
+    path, sized = (1,) if iteration is None else (), list[Prompt]()
+    for slot, prompt in enumerate(prompts):
+        draw = Address(seed, "size", iteration or 0, slot, path=path).uniform((1,))
+        asked = data.sizes[int(float(draw) * len(data.sizes))].asked
+        has_own = any(prompt.metadata.get(key) is not None for key in KEYS)
+        sized.append(prompt if has_own else replace(prompt, metadata={**prompt.metadata, **asked}))
+    return sized
 
 
 def _order(seed: int, epoch: int, count: int) -> list[int]:

@@ -44,7 +44,7 @@ def examine(recipe: Recipe) -> list[Finding]:
         findings += _replay(recipe, policy, rows, forest)
         if isinstance(recipe.objective, ChunkRatio):
             findings.append(_chunks(rows))
-    worth = judge_of(policy, recipe.rewards, forest.prompts)
+    worth = judge_of(recipe.rewards, forest.prompts)
     share, micro_batch = 1 / len(rows), recipe.optim.micro_batch
     backward(recipe.objective, policy, rows, forest.condition, micro_batch, share, alone, worth)
     silent = [n for n, p in policy.weights.parameters.items() if p.grad is None]

@@ -19,12 +19,16 @@ gathered for a pass are not counted. Never checked on a GPU.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from thalweg.core.values import Prompt
 from thalweg.models import DiffusersModel
+from thalweg.models.sizes import words_of
 from thalweg.training.plan import BatchPlan, plan_of
 from thalweg.training.schema import Recipe
+from thalweg.training.sizes import all_sizes
 from thalweg.training.variants import folder_of, width_of
 
 CARDS = {
@@ -162,10 +166,12 @@ def size_of(model: Any) -> Size | None:
     return size if size is None or width_of(model.path) in (None, size.width) else None
 
 
-def estimate(recipe: Recipe, size: Size, processes: int = 1) -> Estimate:
-    """What one process of a run needs."""
+def estimate(recipe: Recipe, size: Size, processes: int = 1, prompts: Sequence[Prompt] = ()) -> Estimate:
+    """What one process of a run needs, if all samples had the largest size that is asked for."""
     model = recipe.model
     assert isinstance(model, DiffusersModel)
+    sized = [model.model_copy(update=words_of(asked)) for asked in all_sizes(recipe, prompts)]
+    model = max(sized, key=size.tokens)
     per_element, passes = BYTES[model.precision], size.passes(model)
     total = size.parameters * size.networks
     trained = total if model.lora is None else float(adapter_parameters(model, size))

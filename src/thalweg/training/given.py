@@ -49,10 +49,13 @@ def with_given(
 
     ends = [root.number * LEAVES_PER_ROOT for root in roots]
     leaves, condition = forest.leaves, [root.condition for root in roots]
-    levels = [_longer(level, count, is_first=at == 0) for at, level in enumerate(forest.levels[:-1])]
+    sigmas = recipe.rollout.sigmas(recipe.seed, iteration).tolist()
+    levels = [
+        _longer(level, count, sigmas[at], is_first=at == 0) for at, level in enumerate(forest.levels[:-1])
+    ]
     levels.append(
         replace(
-            _longer(last, count),
+            _longer(last, count, sigmas[-1]),
             end=first(ends, last.end),
             latents=torch.cat([x0.to(last.latents), last.latents]),
             row=first(range(count), torch.where(last.row < 0, last.row, last.row + count)),
@@ -119,7 +122,7 @@ def _pictures(
     return policy.read(torch.cat(images))
 
 
-def _longer(level: Level, count: int, *, is_first: bool = False) -> Level:
+def _longer(level: Level, count: int, sigma: float, *, is_first: bool = False) -> Level:
     """The level with so many nodes before its own, of which nothing is known: the way of given samples."""
 
     def first(value: int | float, column: Tensor) -> Tensor:
@@ -128,6 +131,7 @@ def _longer(level: Level, count: int, *, is_first: bool = False) -> Level:
     own = torch.arange(count)
     return replace(
         level,
+        sigma=first(sigma, level.sigma),
         parent=first(-1, level.parent) if is_first else torch.cat([own, level.parent + count]),
         root=torch.cat([own, level.root + count]),
         end=first(-1, level.end),

@@ -88,10 +88,11 @@ def _run(
         require_judged(prompts, judges, "data.prompts", by_task=False)
     own = set() if recipe.model.world is None else {recipe.model.world}
     require_judged(held_out, judges | own, "evaluation.prompts", by_task=True)
-    open_rewards(recipe.rewards, held_out if isinstance(prompts, PromptStream) else [*prompts, *held_out])
+    known = held_out if isinstance(prompts, PromptStream) else [*prompts, *held_out]
+    open_rewards(recipe.rewards, known)
     require_installed(recipe)
     policy = load_policy(recipe, is_saved=bool(checkpoint.complete(folder.checkpoints)))
-    batch_plan(recipe, policy, processes.total)  # refuses what does not divide, before anything is written
+    batch_plan(recipe, policy, processes.total, known)  # refuses what cannot be, before anything is written
     processes = place(policy, recipe.parallel, processes, held_out[0])
     optimizers = make_optimizers(policy.weights, recipe)
     if is_new:
@@ -114,7 +115,7 @@ def _run(
                 progress(event, line)
 
         if isinstance(policy, EncodesAhead) and not isinstance(prompts, PromptStream):
-            ahead = policy.encode_ahead([*prompts, *held_out])
+            ahead = policy.encode_ahead(known)
             log("encoded", ahead) if ahead else None
         if state.iteration == 0:
             log("eval", evaluate(recipe, policy, held_out, folder, processes, state, clock))
@@ -176,7 +177,7 @@ def iterate(
         rows = needed(recipe.objective.unit, rows, processes)
     with clock.stage("update"):
         rows, condition = with_replayed(recipe, rows, forest.condition, buffer, processes, state.iteration)
-        worth = judge_of(policy, recipe.rewards, forest.prompts)
+        worth = judge_of(recipe.rewards, forest.prompts)
         fitted = fit_companions(recipe, policy, optimizers, forest, processes, state.iteration)
         learned = learn(recipe, policy, optimizers[POLICY], rows, condition, processes, state, worth)
     state.iteration += 1

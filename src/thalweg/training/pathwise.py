@@ -18,15 +18,15 @@ from thalweg.core.values import Condition, Paths, Prompt
 from thalweg.models.contract import Policy
 from thalweg.rewards import Reward, finished, score, total
 
-Judge = Callable[[Tensor, Sequence[int], str], Tensor]
-"""(latents, condition rows, wording) -> what they are worth, with gradient."""
+Judge = Callable[[Policy, Tensor, Sequence[int], str], Tensor]
+"""(policy, latents, condition rows, wording) -> what they are worth, with gradient."""
 
 
-def judge_of(policy: Policy, rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> Judge:
+def judge_of(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> Judge:
     """The weighted rewards of finished latents; the wording's {} stands for the prompt."""
     of_samples = finished(rewards)
 
-    def judge(latents: Tensor, rows: Sequence[int], wording: str) -> Tensor:
+    def judge(policy: Policy, latents: Tensor, rows: Sequence[int], wording: str) -> Tensor:
         asked = [replace(prompts[i], text=wording.replace("{}", prompts[i].text)) for i in rows]
         worth = total(score(of_samples, policy.decode(latents), asked), of_samples)
         if latents.requires_grad and not worth.requires_grad:
@@ -90,6 +90,6 @@ def field_at(policy: Policy, condition: Condition, rows: Paths, judge: Judge | N
 
     def at_rows(latents: Tensor, wording: str) -> Tensor:
         assert judge is not None
-        return judge(latents, rows.condition.tolist(), wording)
+        return judge(policy, latents, rows.condition.tolist(), wording)
 
     return FieldAtRows(policy, condition.index(rows.condition), at_rows)

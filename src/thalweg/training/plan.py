@@ -1,16 +1,19 @@
 """What a recipe will cost, worked out before anything heavy starts."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from thalweg.core.errors import UserError
+from thalweg.core.values import Prompt
 from thalweg.models import Policy
 from thalweg.objectives import ChunkRatio
 from thalweg.objectives.contract import PathwiseContract, keeps_mean
 from thalweg.training.given import inverts
 from thalweg.training.schema import Recipe
+from thalweg.training.sizes import of_all_sizes
 from thalweg.training.units import WIDE
 from thalweg.training.weight_rules import Trained
 
@@ -45,11 +48,16 @@ class BatchPlan:
         return self.rollout_passes + self.gradient_passes + self.other_passes
 
 
-def batch_plan(recipe: Recipe, policy: Policy, processes: int = 1) -> BatchPlan:
-    """Solve the batch plan of the first iteration; raises UserError where it does not come out even."""
+def batch_plan(
+    recipe: Recipe, policy: Policy, processes: int = 1, prompts: Sequence[Prompt] = ()
+) -> BatchPlan:
+    """Solve the batch plan of the first iteration, for samples of the largest size; raises UserError where it
+    does not come out even, or a prompt asks for a size that the model cannot make.
+    """
     weights = sum(t.numel() * t.element_size() for t in policy.weights.tensors("policy").values())
     of_all = weights * (4 + len(recipe.weights)) // recipe.parallel.shards(processes)
-    return plan_of(recipe, math.prod(policy.latent_shape), policy.passes_per_velocity, of_all, processes)
+    elements = max(math.prod(at.latent_shape) for at in of_all_sizes(recipe, policy, prompts))
+    return plan_of(recipe, elements, policy.passes_per_velocity, of_all, processes)
 
 
 def plan_of(

@@ -9,6 +9,7 @@ The buffer holds samples of all processes on each of them, so that a run does no
 Shapes: B rows.
 """
 
+import math
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -20,7 +21,8 @@ from thalweg.core.errors import UserError
 from thalweg.core.noise import Address
 from thalweg.core.part import Part
 from thalweg.core.processes import Processes
-from thalweg.core.values import Condition, Transitions
+from thalweg.core.sizes import stacked
+from thalweg.core.values import SIZE, Condition, Transitions
 
 
 class Replay(Part):
@@ -54,7 +56,7 @@ class ReplayBuffer:
         self, rows: Transitions, condition: Condition, rule: Replay, iteration: int, processes: Processes
     ) -> None:
         """Take in the best rows of all processes, and let go what is too old or too much."""
-        mine = _columns(rows) | {
+        mine = self._as_stored(_columns(rows), processes) | {
             f"condition.{n}": t[rows.condition].cpu() for n, t in condition.tensors.items()
         }
         everyone = processes.gather({name: column.cpu() for name, column in mine.items()})
@@ -115,8 +117,9 @@ class ReplayBuffer:
                 f"{source}: the replay buffer lacks '{lacking[0]}'; remove the file to go on with an empty "
                 "buffer"
             )
-        held = tensors["x"]
-        if tuple(held.shape[1:]) != latent_shape:
+        held, sizes = tensors["x"], tensors.get(f"condition.{SIZE}")
+        of_one_size = sizes is None or not bool(sizes.any())
+        if of_one_size and tuple(held.shape[1:]) != latent_shape:
             raise UserError(
                 f"{source}: the replay buffer holds latents of shape {tuple(held.shape[1:])}, this model's "
                 f"have {latent_shape}; resume with the model it was written with, or remove the file to go "
@@ -126,6 +129,21 @@ class ReplayBuffer:
         self.born, self.next_number = tensors.pop("born"), int(tensors.pop("next_number"))
         self.conditions = {n[10:]: t for n, t in tensors.items() if n.startswith("condition.")}
         self.columns = {n: t for n, t in tensors.items() if not n.startswith("condition.")}
+
+    def _as_stored(self, columns: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+        """Latents as flat rows, where those of other processes, or the stored ones, have another shape."""
+        shape = torch.tensor([columns["x"].ndim, *columns["x"].shape[1:], *[0] * 8][:8])
+        longest = torch.cat([shape.new_tensor([math.prod(columns["x"].shape[1:])]), shape])
+        told = processes.gather({"shape": longest[None]})["shape"]
+        held = self.columns.get("x")
+        if len(told.unique(dim=0)) == 1 and (held is None or held.shape[1:] == columns["x"].shape[1:]):
+            return columns
+        elements = max(int(told[:, 0].max()), 0 if held is None else held[0].numel())
+        latents = [name for name in Transitions.LATENTS if name in columns]
+        for name in latents:
+            if self.columns:
+                self.columns[name] = stacked([self.columns[name]], elements)
+        return columns | {name: stacked([columns[name]], elements) for name in latents}
 
     def _let_go(self, rule: Replay, iteration: int) -> None:
         samples = self.columns["sample"].unique()
@@ -143,8 +161,9 @@ def mixed(
     """Fresh and replayed rows in one table, and the conditions both refer to."""
     if again is None or given is None:
         return rows, condition
+    join = torch.cat if rows.x.shape[1:] == again.x.shape[1:] else stacked
     columns = {
-        name: torch.cat([column, getattr(again, name).to(column.device)])
+        name: (join if name in rows.LATENTS else torch.cat)([column, getattr(again, name).to(column.device)])
         for name, column in _columns(rows).items()
     }
     tensors = {n: torch.cat([t, given.tensors[n].to(t.device)]) for n, t in condition.tensors.items()}

@@ -80,7 +80,7 @@ def _lines(source: Source) -> Iterator[tuple[str, Prompt]]:
                 if is_json and line.strip():
                     yield where, _prompt(_object(line, where), source, where)
                 elif line.strip():
-                    yield where, Prompt(line.strip())
+                    yield where, Prompt(line.strip(), where=where)
     except UnicodeDecodeError as error:
         raise UserError(f"{source.key}='{source.name}': not UTF-8 text ({error}); save it as such") from None
 
@@ -153,7 +153,7 @@ def _prompt(row: Any, source: Source, where: str) -> Prompt:
     for name in MEDIA:
         if name in metadata:
             metadata[name] = _file(metadata[name], name, source.folder, where)
-    return Prompt(row[column], metadata)
+    return Prompt(row[column], metadata, where)
 
 
 def _file(value: Any, name: str, folder: Path, where: str) -> str:

@@ -734,6 +734,42 @@ def ltx() -> Any:
     )
 
 
+def anima() -> Any:
+    """Only modular."""
+    tokenizer, t5 = tokenizers.qwen(), tokenizers.t5()
+    pipeline = diffusers.AnimaModularPipeline()
+    pipeline.update_components(
+        transformer=diffusers.CosmosTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            mlp_ratio=2.0,
+            text_embed_dim=32,
+            adaln_lora_dim=8,
+            max_size=(4, 32, 32),
+            concat_padding_mask=False,  # all zeros in Anima, and resized by torchvision
+            extra_pos_embed_type=None,
+        ),
+        text_conditioner=diffusers.AnimaTextConditioner(
+            source_dim=32,
+            target_dim=32,
+            model_dim=32,
+            num_layers=1,
+            num_attention_heads=2,
+            target_vocab_size=len(t5),
+            min_sequence_length=16,
+        ),
+        scheduler=flow(shift=3.0),
+        vae=qwen_image().vae,
+        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**text_sizes(tokenizer))),
+        tokenizer=tokenizer,
+        t5_tokenizer=t5,
+    )
+    return pipeline
+
+
 def _unet(width: int, **options: Any) -> diffusers.UNet2DConditionModel:
     return diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16),

@@ -18,6 +18,7 @@ from thalweg.core.finding import Finding
 from thalweg.core.values import Media, Prompt
 from thalweg.flow import alpha_bar_from_sigma, flow_norm, sigma_from_alpha_bar
 from thalweg.models.diffusers.model import DiffusersModel
+from thalweg.models.diffusers.modular import Modular, name_of
 from thalweg.models.diffusers.policy import DiffusersPolicy
 from thalweg.models.diffusers.readings import DiscreteReading, FlowReading
 from thalweg.models.diffusers.seam import Seam
@@ -90,7 +91,7 @@ def examine_pipeline(model: DiffusersModel) -> list[Finding]:
     noise = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
     states, sigmas, outputs = _stock(policy, noise[:1])
     findings = [
-        Finding("pipeline", type(policy.pipeline).__name__, True),
+        Finding("pipeline", name_of(policy.pipeline), True),
         Finding("latents", f"{'x'.join(map(str, policy.latent_shape))}, {_name(policy.latent_dtype)}", True),
         Finding("network passes of a velocity", str(policy.passes_per_velocity), True),
         Finding(
@@ -111,8 +112,9 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
     scheduler = _recording(seam)
     pipeline.scheduler = scheduler
     texts = {"prompt": [PROMPT.text], **{n: [policy.arguments.get(n, "")] for n in policy.texts}}
+    call: Any = pipeline.unchanged if isinstance(pipeline, Modular) else pipeline
     try:
-        made = pipeline(
+        made = call(
             num_inference_steps=STEPS,
             output_type="pt",
             return_dict=False,

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from jaxtyping import Float
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -31,7 +30,8 @@ from thalweg.core.errors import UserError
 from thalweg.core.values import Prompt
 from thalweg.models.diffusers.adapters import adapter_file, prefix_of, save_adapters
 from thalweg.models.diffusers.model import Adapters, DiffusersModel
-from thalweg.models.diffusers.pipelines import networks, open_pipeline, prepare
+from thalweg.models.diffusers.modular import INDEX, Modular, name_of, own
+from thalweg.models.diffusers.pipelines import networks, open_pipeline
 from thalweg.models.diffusers.policy import DiffusersPolicy
 
 COMFYUI_FILE = "comfyui.safetensors"
@@ -65,7 +65,7 @@ class AsDiffusers:
         pipeline = open_pipeline(model)
         for component, network in networks(pipeline).items():
             file = adapter_file(component)
-            if isinstance(pipeline, LoraBaseMixin):
+            if isinstance(own(pipeline), LoraBaseMixin):
                 second = {"load_into_transformer_2": True} if component == "transformer_2" else {}
                 pipeline.load_lora_weights(folder, weight_name=file, **second)  # type: ignore[attr-defined]
             elif isinstance(network, PeftAdapterMixin):
@@ -79,7 +79,7 @@ class AsDiffusers:
         lines = []
         for component, network in policy.networks.items():
             file = adapter_file(component)
-            if isinstance(policy.pipeline, LoraBaseMixin):
+            if isinstance(own(policy.pipeline), LoraBaseMixin):
                 second = ", load_into_transformer_2=True" if component == "transformer_2" else ""
                 lines.append(f'pipeline.load_lora_weights(FOLDER, weight_name="{file}"{second})')
             elif isinstance(network, PeftAdapterMixin):
@@ -137,20 +137,19 @@ class AsPipeline:
         seam = policy.pipeline.scheduler
         policy.pipeline.register_modules(scheduler=policy.stock_scheduler)
         try:
-            policy.pipeline.save_pretrained(folder)
+            own(policy.pipeline).save_pretrained(str(folder))
         finally:
             policy.pipeline.register_modules(scheduler=seam)
-        return [folder / "model_index.json"]
+        return [folder / (INDEX if isinstance(policy.pipeline, Modular) else "model_index.json")]
 
     def read(self, model: DiffusersModel, folder: Path) -> Any:
         """The pipeline of the folder."""
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-        return prepare(pipeline, model.device)
+        return open_pipeline(model.model_copy(update={"path": str(folder), "precision": "float32"}))
 
     def usage(self, policy: DiffusersPolicy) -> list[str]:
         """Lines of Python that read the files from `FOLDER`."""
+        if isinstance(policy.pipeline, Modular):
+            return ["pipeline = ModularPipeline.from_pretrained(FOLDER)", "pipeline.load_components()"]
         return ["pipeline = DiffusionPipeline.from_pretrained(FOLDER)"]
 
 
@@ -213,7 +212,7 @@ def _require_adapters(policy: DiffusersPolicy) -> Adapters:
 
 
 def _knows_adapters(pipeline: Any) -> bool:
-    return isinstance(pipeline, LoraBaseMixin) or all(
+    return isinstance(own(pipeline), LoraBaseMixin) or all(
         isinstance(network, PeftAdapterMixin) for network in networks(pipeline).values()
     )
 
@@ -223,7 +222,7 @@ def _comfyui_file(component: str) -> str:
 
 
 def _comfyui_names(pipeline: Any) -> Callable[[str], str]:
-    name = type(pipeline).__name__
+    name = name_of(pipeline)
     if name not in COMFYUI:
         raise UserError(
             f"export: no layout of ComfyUI's is known here for {name}; known are {', '.join(COMFYUI)}; leave "

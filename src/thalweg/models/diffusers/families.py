@@ -11,6 +11,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from thalweg.models.diffusers.modular import name_of
+
 
 @dataclass(frozen=True)
 class Family:
@@ -61,6 +63,10 @@ FAMILIES: dict[str, Family] = {
     "LTX2Pipeline": Family(rows_may_differ=True, latents=("latents", "audio_latents")),
     "StableAudio3Pipeline": Family(rows_may_differ=True),
     "LongCatAudioDiTPipeline": Family(rows_may_differ=True, audio_seconds="audio_duration_s"),
+    "StableDiffusion3ModularPipeline": Family(rows_may_differ=True),
+    "FluxModularPipeline": Family(rows_may_differ=True),
+    "AnimaModularPipeline": Family(rows_may_differ=True),
+    "ZImageModularPipeline": Family(rows_may_differ=True),
     "AceStepPipeline": Family(audio_seconds="audio_duration", lists=("lyrics",)),
 }
 """By the name of the pipeline's class."""
@@ -68,7 +74,7 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(pipeline: Any) -> Family:
     """The entry of a pipeline, or the rule."""
-    entry = FAMILIES.get(type(pipeline).__name__, Family())
+    entry = FAMILIES.get(name_of(pipeline), Family())
     # Wan 2.2 picks its network by the level, or gives each token a level.
     by_level = pipeline.config.get("boundary_ratio") is not None or pipeline.config.get("expand_timesteps")
     return replace(entry, rows_may_differ=False) if by_level else entry

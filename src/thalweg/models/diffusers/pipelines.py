@@ -1,6 +1,7 @@
 """Opening a pipeline: a folder or a name on the hub, and what a user can get wrong about it."""
 
 import logging
+from collections.abc import Mapping
 from difflib import get_close_matches
 from inspect import signature, unwrap
 from pathlib import Path
@@ -12,33 +13,44 @@ from PIL import Image
 from torch import nn
 
 from thalweg.core.errors import UserError
-from thalweg.models.diffusers.families import family_of
+from thalweg.core.values import Size
+from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
+from thalweg.models.diffusers.modular import INDEX, Modular, name_of, open_modular
+from thalweg.models.sizes import KEYS, words_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NETWORKS = ("transformer", "transformer_2", "unet")
+FRAMES_PER_LATENT = ("scale_factor_temporal", "temporal_compression_ratio")
+"""What pipelines call, behind `vae_`, the frames of a latent one; the first frame has one of its own."""
 
 
 def open_pipeline(model: DiffusersModel) -> Any:
     """The stock pipeline, frozen, in evaluation mode, on its device."""
     folder = Path(model.path)
-    if folder.exists() and not (folder / "model_index.json").is_file():
+    is_modular = (folder / INDEX).is_file() and not (folder / "model_index.json").is_file()
+    if folder.exists() and not is_modular and not (folder / "model_index.json").is_file():
         raise UserError(
-            f"model.path='{model.path}': no pipeline there (model_index.json is missing); give the folder "
-            "that `save_pretrained` wrote"
+            f"model.path='{model.path}': no pipeline there (model_index.json is missing, and {INDEX}); give "
+            "the folder that `save_pretrained` wrote"
         )
     if not folder.exists() and model.path.count("/") != 1:
         raise UserError(
             f"model.path='{model.path}': no such folder; give a pipeline's folder, or owner/name on the hub"
         )
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            model.path,
-            revision=model.revision,
-            dtype=DTYPES[model.precision],
-            local_files_only=folder.exists(),
-            use_safetensors=True,
-        )
+        if is_modular:
+            pipeline: Any = open_modular(folder, DTYPES[model.precision])
+        else:
+            pipeline = DiffusionPipeline.from_pretrained(
+                model.path,
+                revision=model.revision,
+                dtype=DTYPES[model.precision],
+                local_files_only=folder.exists(),
+                use_safetensors=True,
+            )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         if folder.exists():
             problem = f"cannot be read ({_first_line(error)}); save it again"
@@ -53,12 +65,12 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
     """Freeze every component, switch dropout off, and silence the progress bar."""
     if not networks(pipeline):
         raise UserError(
-            f"model: {type(pipeline).__name__} has no component 'transformer' or 'unet' to train; only "
+            f"model: {name_of(pipeline)} has no component 'transformer' or 'unet' to train; only "
             "pipelines with one are known"
         )
     if not callable(getattr(pipeline, "encode_prompt", None)):
         raise UserError(
-            f"model: {type(pipeline).__name__} has no `encode_prompt`; such pipelines cannot be trained yet"
+            f"model: {name_of(pipeline)} has no `encode_prompt`; such pipelines cannot be trained yet"
         )
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
@@ -79,39 +91,63 @@ def networks(pipeline: Any) -> dict[str, nn.Module]:
 def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
     """What every call of the pipeline gets besides states and prompts; refuses what the pipeline lacks."""
     family = family_of(pipeline)
+    sides = {key: getattr(model, key) for key in KEYS}
     named: dict[str, tuple[str, Any]] = {
-        "model.height": ("height", model.height),
-        "model.width": ("width", model.width),
-        "model.num_frames": ("num_frames", model.num_frames),
-        "model.audio_seconds": (family.audio_seconds, model.audio_seconds),
+        **{f"model.{key}": (argument, sides[key]) for key, argument in _words(family).items()},
         "model.guidance_scale": (family.guidance_scale, model.guidance_scale),
         "model.max_sequence_length": ("max_sequence_length", model.max_sequence_length),
     }
     named = {place: given for place, given in named.items() if given[1] is not None}
     named |= {f"model.call.{key}": (key, value) for key, value in model.call.items()}
-    known = list(signature(unwrap(type(pipeline).__call__)).parameters)
-    problems = [
-        f"{place}: {type(pipeline).__name__} takes no '{key}'{_close(key, known)}"
-        for place, (key, _) in named.items()
-        if key not in known
-    ]
-    problems += _indivisible(pipeline, "height", model.height) + _indivisible(pipeline, "width", model.width)
+    problems = _refused(pipeline, named) + _off_the_grid(pipeline, sides, "model.")
     if problems:
         raise UserError("\n".join(problems))
     return {key: read_image(value) if key == "image" else value for key, value in named.values()}
 
 
-def _indivisible(pipeline: Any, side: str, pixels: int | None) -> list[str]:
+def arguments_of_size(pipeline: Any, size: Size) -> dict[str, Any]:
+    """What the call gets for samples of this size; refuses what the pipeline cannot make."""
+    asked, words = words_of(size), _words(family_of(pipeline))
+    named: dict[str, tuple[str, Any]] = {key: (words[key], value) for key, value in asked.items()}
+    problems = _refused(pipeline, named) + _off_the_grid(pipeline, asked, "")
+    if problems:
+        raise UserError("; ".join(problems))
+    return dict(named.values())
+
+
+def _words(family: Family) -> dict[str, str]:
+    """The arguments of a call for a size, by our names."""
+    return {key: family.audio_seconds if key == "audio_seconds" else key for key in KEYS}
+
+
+def _refused(pipeline: Any, named: Mapping[str, tuple[str, Any]]) -> list[str]:
+    given = pipeline.parameters if isinstance(pipeline, Modular) else None
+    known = given or list(signature(unwrap(type(pipeline).__call__)).parameters)
+    return [
+        f"{place}: {name_of(pipeline)} takes no '{key}'{_close(key, known)}"
+        for place, (key, _) in named.items()
+        if key not in known
+    ]
+
+
+def _off_the_grid(pipeline: Any, sides: Mapping[str, Any], place: str) -> list[str]:
+    """Sides and lengths that the pipeline would round without a word."""
     # Wan's `image_processor` prepares images for its image encoder, so the video's comes first.
     processor = getattr(pipeline, "video_processor", None) or getattr(pipeline, "image_processor", None)
     factor = 1 if processor is None else processor.config["vae_scale_factor"]
-    if pixels is None or pixels % factor == 0:
-        return []
-    lower = pixels // factor * factor
-    return [
-        f"model.{side}={pixels}: {type(pipeline).__name__} needs multiples of {factor}; "
-        f"give {lower or factor} or {lower + factor}"
-    ]
+    temporal = [getattr(pipeline, f"vae_{name}", None) for name in FRAMES_PER_LATENT]
+    each = next((count for count in temporal if count), 1)
+    problems = []
+    for key, step, first in (("height", factor, 0), ("width", factor, 0), ("num_frames", each, 1)):
+        value = sides.get(key)
+        if value is None or (value - first) % step == 0:
+            continue
+        lower = (value - first) // step * step + first
+        rule = f"multiples of {step}" + (f", and {first} more" if first else "")
+        problems.append(
+            f"{place}{key}={value}: {name_of(pipeline)} needs {rule}; give {lower or step} or {lower + step}"
+        )
+    return problems
 
 
 def read_image(value: Any) -> Any:

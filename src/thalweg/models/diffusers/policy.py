@@ -8,6 +8,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from inspect import unwrap
 from itertools import count
 from pathlib import Path
@@ -18,16 +19,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from thalweg.core.errors import UserError
-from thalweg.core.values import Condition, Media, Metrics, Prompt
+from thalweg.core.values import SIZE, Condition, Media, Metrics, Prompt, Size
 from thalweg.models.contract import Passes
 from thalweg.models.diffusers import conditions
 from thalweg.models.diffusers.adapters import add_adapters
 from thalweg.models.diffusers.embedding_cache import EmbeddingCache, digest_of_tensors, key_of
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
-from thalweg.models.diffusers.pipelines import arguments, networks, read_image
+from thalweg.models.diffusers.modular import name_of
+from thalweg.models.diffusers.pipelines import arguments, arguments_of_size, networks, read_image
 from thalweg.models.diffusers.readings import VELOCITIES, FlowReading, Reading, discrete
 from thalweg.models.diffusers.seam import Seam, Stopped
+from thalweg.models.sizes import OWN_SIZE, place_of, size_asked
 from thalweg.models.weights import NamedWeights
 
 IMAGE = "image"
@@ -57,6 +60,8 @@ class DiffusersPolicy:
         self._image_latents: OrderedDict[Hashable, Any] = OrderedDict()
         """What the pipeline's VAE made of them."""
         self._slots: list[conditions.Slot] = []
+        self._sized: dict[Size, DiffusersPolicy] = {OWN_SIZE: self}
+        """This policy at the sizes that were asked for; they share everything but the shape of latents."""
         self._cache: EmbeddingCache | None = None
         self._released = False
         """Whether the text encoders were given back."""
@@ -75,15 +80,38 @@ class DiffusersPolicy:
         """One row a prompt; each is encoded alone and once.
 
         A prompt's metadata may hold the path of an `image`, a `negative_prompt` where the model's call has
-        one, and what else its family asks for.
+        one, what else its family asks for, and the size of its samples.
         """
+        sizes = torch.tensor(self.sizes_of(prompts), dtype=torch.int64).view(-1, 4)
         rows = [self._encode_one(prompt) for prompt in prompts]
         can_return = self._cache is not None or not self._released
         while len(self._encoded) > REMEMBERED_PROMPTS and can_return:
             self._encoded.popitem(last=False)
         table = conditions.stack(rows)
         on_device = {n: t if _is_key(n) else t.to(self.device) for n, t in table.items()}
-        return Condition(on_device)
+        return Condition({**on_device, SIZE: sizes})
+
+    def sizes_of(self, prompts: Sequence[Prompt]) -> list[Size]:
+        """What each prompt asks for; raises UserError, with its place, where the pipeline cannot make it."""
+        sizes = [size_asked(prompt) for prompt in prompts]
+        for prompt, size in zip(prompts, sizes, strict=True):
+            if size not in self._sized:
+                try:
+                    self.at(size)
+                except UserError as error:
+                    raise UserError(f"{place_of(prompt)}: {error}") from None
+        return sizes
+
+    @torch.no_grad()
+    def at(self, size: Size) -> "DiffusersPolicy":
+        """This policy for samples of a size."""
+        if size not in self._sized:
+            sized = copy(self)
+            sized.arguments = self._sized[OWN_SIZE].arguments | arguments_of_size(self.pipeline, size)
+            with self._refusals_in_a_line():
+                sized._look_at_the_latents()
+            self._sized[size] = sized
+        return self._sized[size]
 
     def encode_ahead(self, prompts: Sequence[Prompt]) -> Metrics:
         """Encode all prompts of a run and release the text encoders, where the model's settings say so."""
@@ -189,7 +217,7 @@ class DiffusersPolicy:
     @contextmanager
     def _replayed(self, rows: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside, the pipeline's `encode_prompt` answers what it once answered for these rows."""
-        trimmed = conditions.trim({name: t for name, t in rows.items() if name != IMAGE})
+        trimmed = conditions.trim({name: t for name, t in rows.items() if name not in (IMAGE, SIZE)})
         answers = (conditions.join(slot, trimmed) for slot in self._slots)
         self.pipeline.encode_prompt = lambda *args, **options: next(answers)
         try:
@@ -255,7 +283,7 @@ class DiffusersPolicy:
 
     def _key_on_disk(self, prompt: Prompt) -> str:
         return key_of(
-            pipeline=type(self.pipeline).__name__,
+            pipeline=name_of(self.pipeline),
             precision=self.model.precision,
             call=self.arguments,
             encoders=self._encoders,
@@ -308,7 +336,7 @@ class DiffusersPolicy:
         scheduler = getattr(self.pipeline, "scheduler", None)
         if scheduler is None or "num_train_timesteps" not in scheduler.config:
             raise UserError(
-                f"model: the scheduler of {type(self.pipeline).__name__} cannot be replaced; only pipelines "
+                f"model: the scheduler of {name_of(self.pipeline)} cannot be replaced; only pipelines "
                 "with one scheduler of timesteps can be trained"
             )
         self.stock_scheduler = scheduler
@@ -317,30 +345,40 @@ class DiffusersPolicy:
         self.pipeline.scheduler = seam
 
     def _look_at_the_pipeline(self) -> None:
-        """Learn the shape and dtype of states, the slots of conditions and the passes of a velocity."""
-        try:
+        """Learn the slots of conditions, the shape and dtype of states and the passes of a velocity."""
+        with self._refusals_in_a_line():
             one = self._answers([Prompt("a")])
             two = one if self.family.one_row else self._answers([Prompt("a")] * 2)
             if not one:
                 raise UserError(
-                    f"model: {type(self.pipeline).__name__} encodes its prompts after it asks for noise "
+                    f"model: {name_of(self.pipeline)} encodes its prompts after it asks for noise "
                     "levels, or not in `encode_prompt`; such pipelines cannot be trained yet"
                 )
             self._slots = [
                 conditions.describe(a, b, str(i)) for i, (a, b) in enumerate(zip(one, two, strict=True))
             ]
             self._some_condition = self.encode([Prompt("a")])
-            with counted_rows(self.networks) as counted:
-                stock = self._call(None, torch.ones(1), self._some_condition.tensors)
-        except ValueError as error:  # what the pipeline refuses in its own words
+            self._look_at_the_latents()
+
+    @contextmanager
+    def _refusals_in_a_line(self) -> Iterator[None]:
+        """Inside, what the pipeline refuses in its own words is the user's to mend."""
+        try:
+            yield
+        except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"model: {type(self.pipeline).__name__} refuses the settings: {error}") from error
+            raise UserError(f"model: {name_of(self.pipeline)} refuses the settings: {error}") from error
+
+    def _look_at_the_latents(self) -> None:
+        """Learn the shape and dtype of states at the policy's size, and the passes of a velocity."""
+        with counted_rows(self.networks) as counted:
+            stock = self._call(None, torch.ones(1), self._some_condition.tensors)
         self.passes_per_velocity = sum(counted)
         self._parts = [tuple(state.shape[1:]) for state, _ in stock]
         if len(self._parts) != len(self.family.latents):
             raise UserError(
-                f"model: {type(self.pipeline).__name__} has {len(self._parts)} latents and "
+                f"model: {name_of(self.pipeline)} has {len(self._parts)} latents and "
                 f"{len(self.family.latents)} are known; it needs an entry in models/diffusers/families.py"
             )
         single = len(self._parts) == 1
@@ -354,7 +392,7 @@ class DiffusersPolicy:
         self.latent_dtype = seen[0][0].dtype
         if not torch.equal(self.pack([state for state, _ in seen]).float(), x.to(self.latent_dtype).float()):
             raise UserError(
-                f"model: {type(self.pipeline).__name__} changes the latents it is given; it needs an entry "
+                f"model: {name_of(self.pipeline)} changes the latents it is given; it needs an entry "
                 "in models/diffusers/families.py"
             )
 
@@ -371,7 +409,7 @@ class DiffusersPolicy:
         """Rows that one call can take: of equal lengths, and at one level where the pipeline needs it."""
         if self.family.one_row:
             return list(torch.arange(len(sigma)).split(1))
-        keys = [t for n, t in condition.tensors.items() if _is_key(n)]
+        keys = [t for n, t in condition.tensors.items() if _is_key(n)]  # all of one size
         columns = [*keys, *([] if self.family.rows_may_differ else [sigma.cpu()])]
         groups: dict[tuple[float, ...], list[int]] = {}
         for row, key in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
@@ -403,7 +441,7 @@ def _reading_of(pipeline: Any) -> Reading:
     table = getattr(scheduler, "alphas_cumprod", None)
     if prediction not in VELOCITIES or table is None or config.get("timestep_type") == "continuous":
         raise UserError(
-            f"model: {type(pipeline).__name__} with {type(scheduler).__name__} (prediction_type "
+            f"model: {name_of(pipeline)} with {type(scheduler).__name__} (prediction_type "
             f"'{prediction}') is neither a flow nor has it DDPM's table of timesteps; it cannot be trained"
         )
     return discrete(table, prediction)

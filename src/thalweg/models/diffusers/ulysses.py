@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from thalweg.core.errors import UserError
 from thalweg.core.processes import Context, Processes
 from thalweg.core.values import Prompt
+from thalweg.models.diffusers.modular import name_of
 from thalweg.models.diffusers.policy import DiffusersPolicy
 
 
@@ -52,7 +53,7 @@ def _require_plan(policy: DiffusersPolicy, network: Any, size: int) -> None:
     plan = getattr(network, "_cp_plan", None)
     if plan is None or not policy.family.shares_samples:
         family, lacking = (
-            type(policy.pipeline).__name__,
+            name_of(policy.pipeline),
             "no plan for it" if plan is None else "a plan without a test",
         )
         raise UserError(
@@ -113,7 +114,7 @@ def _require_divisible(policy: DiffusersPolicy, size: int, prompt: Prompt) -> No
         policy.velocity(x, torch.ones(1), condition)
     except AssertionError as error:  # diffusers' own check, which names no numbers
         raise UserError(
-            f"parallel.ulysses={size}: the tokens of {type(policy.pipeline).__name__} do not split over "
+            f"parallel.ulysses={size}: the tokens of {name_of(policy.pipeline)} do not split over "
             f"{size} processes ({error}); give model.height, width, num_frames and max_sequence_length that "
             f"make the tokens of the sample, and those of its text, multiples of {size}"
         ) from error

@@ -12,6 +12,7 @@ from thalweg.training.checks.given import given
 from thalweg.training.checks.parallel import sharded, shared
 from thalweg.training.checks.pathwise import pathwise
 from thalweg.training.checks.selection import selection
+from thalweg.training.checks.sizes import listed_sizes
 from thalweg.training.checks.units import whole_groups
 from thalweg.training.checks.weights import names_of_weights, roles_of_weights
 from thalweg.training.schema import Recipe
@@ -40,6 +41,7 @@ def across_sections(recipe: Recipe) -> list[str]:
         problems += sharded(recipe)
     if recipe.parallel.ulysses > 1:
         problems += shared(recipe)
+    problems += listed_sizes(recipe)
     return problems + streamed(recipe) + _counts(recipe) + _rewards(recipe)
 
 

@@ -1,0 +1,169 @@
+"""A modular pipeline with the face of a classic one: some families of diffusers exist in no other form.
+
+A modular pipeline is a row of blocks that hand a state on. They are run here on a state directly, in three
+parts: the text encoder is `encode_prompt`, the last block decodes, and what lies between asks the scheduler
+for noise levels, calls the network and hands its output to `step`, where the seam stands. The blocks are
+decorated with `no_grad`, which would end every gradient; ours are copies without it.
+"""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from inspect import unwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.modular_pipelines.modular_pipeline import (
+    LoopSequentialPipelineBlocks,
+    ModularPipeline,
+    ModularPipelineBlocks,
+    PipelineState,
+)
+
+from thalweg.core.errors import UserError
+from thalweg.models.diffusers.seam import Seam, Stopped
+
+INDEX = "modular_model_index.json"
+"""The file that tells a modular repository."""
+ENCODER, DECODER = "text_encoder", "decode"
+"""Blocks that every family calls alike."""
+
+
+class Modular:
+    """Answers as a classic pipeline does; whatever is not here is the modular pipeline's."""
+
+    def __init__(self, stock: ModularPipeline) -> None:
+        self.stock = stock
+        self.name = type(stock).__name__
+        self.blocks: Any = deepcopy(stock.blocks)
+        names = list(self.blocks.sub_blocks)
+        if ENCODER not in names or DECODER not in names or "scheduler" not in stock.components:
+            lacking = (
+                "scheduler" if ENCODER in names and DECODER in names else f"'{ENCODER}' or '{DECODER}' block"
+            )
+            raise UserError(f"model: {self.name} has no {lacking}; such pipelines cannot be trained yet")
+        for block in _all_blocks(self.blocks):
+            plain = unwrap(type(block).__call__)
+            block.__class__ = type(type(block).__name__, (type(block),), {"__call__": plain})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stock, name)
+
+    @property
+    def scheduler(self) -> Any:
+        """The component that the seam replaces."""
+        return self.stock.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self.stock.update_components(scheduler=scheduler)
+
+    @property
+    def parameters(self) -> list[str]:
+        """What a call may be given."""
+        own = [param.name for param in self.blocks.inputs if param.name is not None]
+        return [*own, *(["guidance_scale"] if self._guided else [])]
+
+    @property
+    def _guided(self) -> bool:
+        """Whether the strength of guidance is a guider's."""
+        return self.stock.components.get("guider") is not None
+
+    def register_modules(self, **components: Any) -> None:
+        """Put components in, or take them out."""
+        self.stock.update_components(**components)
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Of all loops, ours and the pipeline's own."""
+        self.stock.set_progress_bar_config(**options)
+        for block in _all_blocks(self.blocks):
+            if isinstance(block, LoopSequentialPipelineBlocks):
+                block.set_progress_bar_config(**options)
+
+    def encode_prompt(self, state: PipelineState) -> dict[str, Any]:
+        """What the text encoder writes into the state."""
+        block = self.blocks.sub_blocks[ENCODER]
+        block(self.stock, state)
+        return {param.name: state.get(param.name) for param in block.intermediate_outputs}
+
+    def __call__(
+        self,
+        *,
+        num_inference_steps: int,
+        output_type: str = "pt",
+        return_dict: bool = False,
+        guidance_scale: float | None = None,
+        **inputs: Any,
+    ) -> tuple[Any, ...]:
+        """A call of the pipeline: latents, or what its decoder makes of them."""
+        inputs |= {"num_inference_steps": num_inference_steps, "output_type": output_type}
+        inputs |= self._guidance(guidance_scale)
+        state = PipelineState()
+        for param in self.blocks.inputs:
+            if param.name is not None:
+                state.set(param.name, inputs.get(param.name, param.default), param.kwargs_type)
+        outputs = {
+            param.name: param.kwargs_type for param in self.blocks.sub_blocks[ENCODER].intermediate_outputs
+        }
+        for name, value in self.encode_prompt(state).items():
+            state.set(name, value, outputs[name])
+        if isinstance(self.scheduler, Seam) and self.scheduler.stop_before_network:
+            raise Stopped
+        for name, block in self.blocks.sub_blocks.items():
+            if name != ENCODER and not (name == DECODER and output_type == "latent"):
+                block(self.stock, state)
+        made = ["latents"] if output_type == "latent" else [param.name for param in self.blocks.outputs]
+        return tuple(state.get(name) for name in made)
+
+    def _guidance(self, scale: float | None) -> dict[str, float]:
+        """Give the strength to the guider, which may be saved switched off, or to the call."""
+        if scale is None:
+            return {}
+        if not self._guided:
+            return {"guidance_scale": scale}
+        self.stock.guider.guidance_scale = scale
+        self.stock.guider.enable()
+        return {}
+
+    def unchanged(
+        self, *, return_dict: bool = False, guidance_scale: float | None = None, **inputs: Any
+    ) -> Any:
+        """What the modular pipeline's own call makes."""
+        state: Any = self.stock(**inputs, **self._guidance(guidance_scale))  # type: ignore[arg-type]
+        return tuple(state.get(param.name) for param in self.blocks.outputs)
+
+
+def open_modular(folder: Path, dtype: torch.dtype) -> Modular:
+    """The pipeline of a modular repository; components that lie in the folder are read from there."""
+    stock: Any = ModularPipeline.from_pretrained(str(folder), local_files_only=True)
+    here = {name: str(folder) for name in stock.components if (folder / name).is_dir()}
+    stock.load_components(
+        dtype=dtype,
+        local_files_only=True,
+        pretrained_model_name_or_path={**here},
+        subfolder={n: n for n in here},
+    )
+    if missing := [name for name, component in stock.components.items() if component is None]:
+        raise UserError(
+            f"model.path='{folder}': its component '{missing[0]}' cannot be read; save the pipeline with all "
+            "its components into the folder"
+        )
+    return Modular(stock)
+
+
+def name_of(pipeline: Any) -> str:
+    """The name of a pipeline's own class."""
+    return pipeline.name if isinstance(pipeline, Modular) else type(pipeline).__name__
+
+
+def own(pipeline: Any) -> Any:
+    """The pipeline as diffusers knows it."""
+    return pipeline.stock if isinstance(pipeline, Modular) else pipeline
+
+
+def _all_blocks(block: ModularPipelineBlocks) -> Iterator[Any]:
+    """The block and all inside it."""
+    yield block
+    inside: Mapping[str, Any] = getattr(block, "sub_blocks", None) or {}
+    for inner in inside.values():
+        yield from _all_blocks(inner)

@@ -1,0 +1,163 @@
+"""Modular pipelines behind the same seam: as their own call, as their classic twins, and trained."""
+
+import json
+import shutil
+
+import diffusers
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cli.command import thalweg
+from models.diffusers.builders import SIZE, TINY, anima, seeded
+from models.diffusers.stock import PROMPTS, model_of
+from models.diffusers.test_training import CHEAP
+from thalweg.core.errors import UserError
+from thalweg.models.diffusers.model import Adapters, DiffusersModel
+from thalweg.models.diffusers.modular import Modular
+from thalweg.models.diffusers.pipelines import prepare
+from thalweg.models.diffusers.policy import DiffusersPolicy
+from thalweg.training.export import export
+from thalweg.training.loop import train
+from thalweg.training.recipe import find_recipe, load_recipe
+from training.small_runs import metrics_of
+
+__all__ = ["thalweg"]
+
+OF = {
+    "sd3": {"max_sequence_length": 64, "call": {"negative_prompt": ""}},  # it guides only where one is given
+    "flux": {"max_sequence_length": 64},
+    "z_image": {"max_sequence_length": 128},
+    "anima": {},
+}
+CLASSIC_SCALES = {"sd3": 4.0, "flux": 4.0, "z_image": 3.0}
+"""What 4.0 is to the classic twin: Z-Image adds s (v_pos - v_neg) to v_pos, its guider to v_neg."""
+HALF = torch.tensor([0.9, 0.4])
+FEW = {"mix-grpo": {"rollout.plan.size": 1}}
+
+
+@pytest.fixture
+def modular_folder(tmp_path):
+    """A modular repository of a tiny family, moved after it was saved."""
+
+    def save(name):
+        if name == "anima":
+            pipeline = seeded(anima)()
+        else:
+            TINY[name].build().save_pretrained(tmp_path / "classic")
+            pipeline = diffusers.ModularPipeline.from_pretrained(str(tmp_path / "classic"))
+            pipeline.load_components()
+        pipeline.save_pretrained(str(tmp_path / "saved"), overwrite_modular_index=True)
+        if (tmp_path / "classic").exists():
+            shutil.rmtree(tmp_path / "classic")
+        return shutil.move(tmp_path / "saved", tmp_path / f"{name} modular")
+
+    return save
+
+
+def settings(name, folder, **changes):
+    sides = {"height": SIZE, "width": SIZE, "precision": "float32", "guidance_scale": 4.0}
+    return DiffusersModel(path=str(folder), lora=Adapters(rank=2, alpha=2), **sides | OF[name] | changes)
+
+
+def noise_of(policy):
+    return torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])
+def test_a_modular_pipeline_and_its_classic_twin_have_the_same_velocity(name, modular_folder):
+    modular = settings(name, modular_folder(name)).load()
+    assert isinstance(modular.pipeline, Modular)
+    classic = DiffusersPolicy(
+        prepare(TINY[name].build()), model_of(name, guidance_scale=CLASSIC_SCALES[name])
+    )
+    assert modular.latent_shape == classic.latent_shape
+    x = noise_of(modular)
+    with torch.no_grad():
+        expected = classic.velocity(x, HALF, classic.encode(PROMPTS))
+        assert_close(modular.velocity(x, HALF, modular.encode(PROMPTS)), expected, atol=1e-5, rtol=1e-5)
+    assert modular.passes.evaluations == classic.passes.evaluations
+    assert_close(modular.decode(x), classic.decode(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["anima", "sd3"])
+def test_the_doctor_finds_a_modular_pipeline_sound(name, modular_folder, thalweg):
+    folder = modular_folder(name)
+    sides = [
+        f"model.{key}={value}" for key, value in settings(name, folder).model_dump().items() if key in SHORT
+    ]
+    outcome = thalweg("doctor", f"model={folder}", *sides, "--json")
+    assert outcome.code == 0, outcome.out + outcome.err
+    found = {row["what"]: row for row in json.loads(outcome.out)}
+    assert found["pipeline"]["value"].endswith("ModularPipeline")
+    assert float(found["stock parity"]["value"]) < 1e-5  # against the modular pipeline's own call
+    assert float(found["replay error"]["value"]) == 0
+    assert found["network passes of a velocity"]["value"] == "2"
+    reached, of = found["parameters with gradient"]["value"].split(" of ")
+    assert reached == of
+    assert float(found["gradient to latents"]["value"]) > 0
+
+
+SHORT = ("height", "width", "guidance_scale", "precision")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("flow-grpo", "anima"),
+        ("mix-grpo", "anima"),
+        ("diffusion-nft", "anima"),
+        *(
+            pytest.param(recipe, name, marks=pytest.mark.slow)
+            for name in ("sd3", "flux", "z_image")
+            for recipe in ("flow-grpo", "mix-grpo", "diffusion-nft")
+        ),
+    ],
+)
+def test_an_iteration_moves_the_adapters_of_a_modular_pipeline(recipe, name, modular_folder, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square\ntwo blue circles\n")
+    folder = modular_folder(name)
+    model = settings(name, folder).model_dump(mode="json", exclude={"path"})
+    overrides = {"model": str(folder), "rewards": ["brightness"], **CHEAP, **FEW.get(recipe, {})}
+    overrides |= {f"model.{key}": value for key, value in model.items() if value is not None}
+    overrides |= {"data.prompts": str(prompts), "evaluation.prompts": str(prompts)}
+    run = train(load_recipe(find_recipe(recipe), overrides), tmp_path / "run")
+    line = next(m for m in metrics_of(run) if m["event"] == "train")
+    assert line["grad_norm"] > 0
+    assert line.get("ratio_deviation", 0) < 1e-6
+    if recipe == "flow-grpo":
+        written = export(run.path, tmp_path / "adapter")  # read back into a fresh pipeline, and compared
+        assert [path.name for path in written.paths if path.suffix == ".safetensors"] == [
+            "pytorch_lora_weights.safetensors"
+        ]
+        assert written.difference < 1e-5
+
+
+def test_released_encoders_are_not_asked_again(modular_folder):
+    policy = settings("anima", modular_folder("anima")).load()
+    condition, x = policy.encode(PROMPTS), noise_of(policy)
+    with torch.no_grad():
+        before = policy.velocity(x, HALF, condition)
+        assert policy.release_encoders(PROMPTS) > 0
+        assert policy.pipeline.text_encoder is None
+        assert torch.equal(policy.velocity(x, HALF, policy.encode(PROMPTS)), before)
+
+
+def test_what_a_modular_pipeline_does_not_take_or_lacks_is_named(modular_folder):
+    folder = modular_folder("anima")
+    with pytest.raises(UserError, match=r"model\.num_frames: AnimaModularPipeline takes no 'num_frames'"):
+        settings("anima", folder, num_frames=5).load()
+    with pytest.raises(UserError, match=r"height=34: AnimaModularPipeline needs multiples of"):
+        settings("anima", folder, height=34).load()
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(UserError, match="its component 'vae' cannot be read"):
+        settings("anima", folder).load()
+
+
+def test_a_family_without_a_scheduler_is_refused():
+    # Echo draws its own noise between steps of a distilled model.
+    with pytest.raises(
+        UserError, match="EchoModularPipeline has no scheduler; such pipelines cannot be trained"
+    ):
+        Modular(diffusers.EchoModularPipeline())
