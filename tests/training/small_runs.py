@@ -44,7 +44,8 @@ def tiny_world(tiny_policy, tmp_path_factory, monkeypatch) -> Path:
 def small(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A shipped recipe with as few samples as its plan allows; its structure stays."""
     shipped = load_recipe(name)
-    return load_recipe(name, CHEAP | _few(shipped.rollout) | _rewards(shipped) | dict(overrides or {}))
+    rewards = {} if "rewards" in (overrides or {}) else _rewards(shipped)
+    return load_recipe(name, CHEAP | _few(shipped.rollout) | rewards | dict(overrides or {}))
 
 
 def _few(rollout: Rollout) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def with_latents_of(table: T, shape: tuple[int, ...]) -> T:
     changed = {
         name: column.flatten(axes)[..., : math.prod(shape)].unflatten(axes, shape)
         for name, axes in table.LATENTS.items()
-        if (column := columns[name]) is not None and column.shape[axes:] != shape
+        if (column := columns[name]) is not None and column.ndim == axes + 1 and column.shape[axes:] != shape
     }
     return replace(table, **changed) if changed else table
 
