@@ -6,6 +6,7 @@ one connection; where it was made for them, the last one closes it.
 
 import importlib
 import os
+import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from thalweg.core.errors import UserError
+
+
+PATIENCE = 20.0
+"""Seconds in which a cluster's address must answer."""
 
 
 @dataclass
@@ -127,15 +132,24 @@ class Team:
     def _connect(self) -> None:
         # A run tells nobody of itself.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        address = self.address or os.environ.get("RAY_ADDRESS")
         try:
+            if address is not None:
+                _knock(address)
             _ray().init(address=self.address, log_to_driver=False, logging_level="error")
         except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
-            where = self.address or os.environ.get("RAY_ADDRESS", "this machine")
             raise UserError(
-                f"{self.name}: no Ray cluster at {where} ({str(error).splitlines()[0]}); start it with "
-                f"`ray start`, or mend {self.address_key}"
+                f"{self.name}: no Ray cluster at {address or 'this machine'} ({str(error).splitlines()[0]}); "
+                f"start it with `ray start`, or mend {self.address_key}"
             ) from error
         _CONNECTION.ours = True
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens, which Ray itself says after minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
 
 
 def _ray() -> Any:

@@ -1,8 +1,7 @@
 """Samples and what they are worth: prompts in, a forest and its scores out. Shapes: B samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -32,20 +31,10 @@ class Collected:
     """What the cheap sample of each root was worth, by the number of the root, where the rollout explores."""
 
 
-class Grows(Protocol):
-    """Whoever grows samples: `grow_here`, or workers (`training.workers`)."""
-
-    def __call__(
-        self,
-        recipe: Recipe,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        roots: Sequence[Root],
-        rollout: Rollout,
-        iteration: int,
-    ) -> Forest:
-        """The forest over `roots` by this rollout, which may be a look of the recipe's own."""
-        ...
+Grows = Callable[[Recipe, Policy, Sequence[Prompt], Sequence[Root], Rollout, int], Forest]
+"""(recipe, policy, prompts, roots, rollout, iteration) -> the forest over these roots. The rollout is the
+recipe's, or a look of it. `grow_here`, or workers (`training.workers`).
+"""
 
 
 def grow_here(
@@ -56,7 +45,7 @@ def grow_here(
     rollout: Rollout,
     iteration: int,
 ) -> Forest:
-    """Fulfils `Grows` with this process's own policy."""
+    """Grow with this process's own policy."""
     return grow(
         policy,
         prompts,

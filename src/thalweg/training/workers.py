@@ -61,7 +61,7 @@ def growing(recipe: Recipe, prompts: Sequence[Prompt] | PromptStream) -> Iterato
 
 @dataclass(frozen=True)
 class _GrowsThere:
-    """Fulfils `training.collect.Grows` with a team of workers."""
+    """Grows with a team of workers; a `training.collect.Grows`."""
 
     team: Team
     timeout: float
