@@ -15,7 +15,6 @@ from typing import Any
 
 from thalweg.core.errors import UserError
 
-
 PATIENCE = 20.0
 """Seconds in which a cluster's address must answer."""
 
