@@ -18,11 +18,12 @@ from thalweg.core.values import Condition
 from thalweg.models import Policy
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
+from thalweg.training.companions import make_optimizers
 from thalweg.training.data import load_prompts
 from thalweg.training.loop import iterate
-from thalweg.training.optimise import make_optimizer
 from thalweg.training.policy import load_policy
 from thalweg.training.recipe import load_recipe, recipe_names
+from thalweg.training.replay import ReplayBuffer
 from thalweg.training.schema import Recipe
 
 ITERATIONS = 3
@@ -47,14 +48,14 @@ def seconds_a_pass(policy: Policy, batch: int, with_gradient: bool, condition: C
 def overhead(recipe: Recipe) -> dict[str, float]:
     """CPU seconds of an iteration, of the passes it counted, and their ratio."""
     policy, state = load_policy(recipe), State()
-    optimizer = make_optimizer(policy.weights, recipe.optim)
+    optimizers, buffer = make_optimizers(policy.weights, recipe), ReplayBuffer()
     prompts = load_prompts(recipe.data.prompts, recipe.model.world)
-    iterate(recipe, policy, optimizer, prompts, Processes(), state, Clock())
+    iterate(recipe, policy, optimizers, prompts, Processes(), state, buffer, Clock())
     spent = measured = 0.0
     for _ in range(ITERATIONS):
         forwards, backwards = state.evaluations, state.backwards
         start = time.process_time()
-        iterate(recipe, policy, optimizer, prompts, Processes(), state, Clock())
+        iterate(recipe, policy, optimizers, prompts, Processes(), state, buffer, Clock())
         spent += time.process_time() - start
         condition = policy.encode(prompts[:1])
         with_gradient = state.backwards - backwards

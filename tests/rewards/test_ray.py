@@ -28,7 +28,7 @@ def on_ray(reward, **settings):
 
 
 def test_a_missing_ray_is_one_line(monkeypatch):
-    monkeypatch.setattr("thalweg.rewards.ray.find_spec", lambda name: None)
+    monkeypatch.setattr("thalweg.core.team.find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"reward 'brightness': ray is not installed; pip install 'thalweg\[ray\]'"
     ):

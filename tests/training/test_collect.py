@@ -6,7 +6,8 @@ from thalweg.core.processes import Processes
 from thalweg.rewards import score, score_steps, value_of
 from thalweg.rewards.scorer import ScorerReward
 from thalweg.rollout import Deterministic, Rollout, grow, rank_agreement
-from thalweg.training.collect import agreement, collect, judge, roots_of
+from thalweg.rollout.shares import joined, split
+from thalweg.training.collect import agreement, collect, grow_here, judge, roots_of
 from thalweg.training.recipe import load_recipe
 from thalweg.training.weight_rules import add_named
 from training.small_runs import small
@@ -85,3 +86,47 @@ def test_guidance_climbs_the_reward_it_names():
     recipe = load_recipe("euphonium")
     value = value_of(recipe.rewards, recipe.rollout.guidance.reward)
     assert value.__self__ == next(r for r in recipe.rewards if r.name == "scenes_scorer")
+
+
+def in_three_shares(recipe, policy, prompts, roots, rollout, iteration):
+    """Fulfils `Grows` as workers do, in one process."""
+    shares = split(roots, 3)
+    if not shares:
+        return grow_here(recipe, policy, prompts, roots, rollout, iteration)
+    forests = [
+        grow_here(recipe, policy, [prompts[row] for row in share.rows], share.roots, rollout, iteration)
+        for share in shares
+    ]
+    return joined(forests, shares, prompts, policy.encode(prompts))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sol-rl",  # looks at more samples than it trains on
+        "euphonium",  # climbs the gradient of a reward
+        "e2po",  # varies embeddings
+        "realalign",  # samples that are given and none drawn
+        "diffusion-apo-half-online",  # given and drawn, with their noise
+        "draft",  # keeps all states
+        "flash-grpo",  # each prompt has a window of its own
+    ],
+)
+def test_whatever_a_recipe_asks_of_its_rollout_can_be_grown_in_shares(name, tiny_policy, prompts):
+    recipe, found = small(name, {"rollout.micro_batch": 3}), []
+    for grows in (grow_here, in_three_shares):
+        policy = tiny_policy()
+        add_named(policy.weights, recipe.weights)
+        found.append((collect(recipe, policy, prompts[:2], Processes(), 1, grows), policy.passes))
+    (one, passes), (other, in_shares) = found
+    assert passes == in_shares
+    assert (one.looks is None) == (other.looks is None) == (name != "sol-rl")
+    assert (one.looks or {}) == pytest.approx(other.looks or {}, abs=1e-5)
+    assert_close(one.forest.latents, other.forest.latents, atol=1e-4, rtol=0)
+    for a, b in zip(one.forest.levels, other.forest.levels, strict=True):
+        assert_close(a.latents, b.latents, atol=1e-4, rtol=0)
+        assert torch.equal(a.end, b.end) and torch.equal(a.parent, b.parent)
+    assert (one.forest.starts is None) == (other.forest.starts is None)
+    if one.forest.starts is not None:
+        assert_close(one.forest.starts, other.forest.starts, atol=1e-4, rtol=0)
+    assert one.forest.leaf_prompts == other.forest.leaf_prompts

@@ -11,7 +11,7 @@ what the state it started from was worth; above it in a candidate that was judge
 Shapes: n nodes of a level, m of them with stored latents, B leaves, Q probes, r roots, M levels, R rewards.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -198,6 +198,19 @@ class Forest:
     def probe_prompts(self) -> list[Prompt]:
         rows = self.roots.condition[self.levels[-1].root[self.probe_node]]
         return [self.prompts[i] for i in rows.tolist()]
+
+    def to(self, device: torch.device) -> "Forest":
+        """With its states there; columns stay on the CPU."""
+        moved = (
+            replace(
+                level,
+                latents=level.latents.to(device),
+                mean=None if level.mean is None else level.mean.to(device),
+            )
+            for level in self.levels
+        )
+        starts = None if self.starts is None else self.starts.to(device)
+        return replace(self, levels=tuple(moved), starts=starts)
 
     def below(self, leaf_values: Float[Tensor, "B ..."]) -> tuple[Float[Tensor, "_ ..."], ...]:
         """The mean of `leaf_values` over the leaves below each node, for every level; NaN without a leaf.

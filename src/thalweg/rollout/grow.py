@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from thalweg.core.forest import Child, Forest, Layout, Leaves, Level, Roots
+from thalweg.core.join import joined
 from thalweg.core.noise import Address, normals
-from thalweg.core.sizes import joined
 from thalweg.core.values import Condition, Prompt
 from thalweg.flow import Memory, Transition, flow_norm
 from thalweg.models.contract import HasParts, Policy

@@ -142,6 +142,12 @@ class Rollout(Part):
         return self.model_copy(update={"schedule": self.schedule.resized(share)})
 
     @property
+    def acting(self) -> tuple[str, ...]:
+        """The named weights that take a step."""
+        late = () if self.finish is None or self.finish.weights == self.weights else (self.finish.weights,)
+        return (self.weights, *late)
+
+    @property
     def num_roots(self) -> int:
         """Initial noises of one prompt."""
         return self.seed_groups or self.num_drawn

@@ -1,7 +1,7 @@
 """Samples and what they are worth: prompts in, a forest and its scores out. Shapes: B samples."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from thalweg.rewards import Reward, finished, score_all, score_steps, total, val
 from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Deterministic, Rollout, Root, grow, rank_agreement
 from thalweg.rollout.grow import LEAVES_PER_ROOT
+from thalweg.rollout.shares import share_of
 from thalweg.training.given import with_given
 from thalweg.training.schema import Recipe
 
@@ -32,29 +33,52 @@ class Collected:
     """What the cheap sample of each root was worth, by the number of the root, where the rollout explores."""
 
 
+Grows = Callable[[Recipe, Policy, Sequence[Prompt], Sequence[Root], Rollout, int], Forest]
+"""(recipe, policy, prompts, roots, rollout, iteration) -> the forest over these roots. The rollout is the
+recipe's, or a look of it. `grow_here`, or workers (`training.workers`).
+"""
+
+
+def grow_here(
+    recipe: Recipe,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    roots: Sequence[Root],
+    rollout: Rollout,
+    iteration: int,
+) -> Forest:
+    """Grow with this process's own policy."""
+    return grow(
+        policy,
+        prompts,
+        roots,
+        rollout,
+        seed=recipe.seed,
+        iteration=iteration,
+        keep_mean=keeps_mean(recipe.objective),
+        keep_states=isinstance(recipe.objective, PathwiseContract),
+        value=None if rollout.guidance is None else value_of(recipe.rewards, rollout.guidance.reward),
+    )
+
+
 def collect(
-    recipe: Recipe, policy: Policy, asked: Sequence[Prompt], processes: Processes, iteration: int
+    recipe: Recipe,
+    policy: Policy,
+    asked: Sequence[Prompt],
+    processes: Processes,
+    iteration: int,
+    grows: Grows = grow_here,
 ) -> Collected:
     """Grow this process's part of the iteration's forest."""
     rollout, looks = recipe.rollout, None
     if rollout.explore is None:
         roots = roots_of(len(asked), rollout.num_starts)
     else:
-        roots, looks = _explored(recipe, policy, asked, processes, iteration)
-    value = None if rollout.guidance is None else value_of(recipe.rewards, rollout.guidance.reward)
-    slots, mine = _share(roots, processes)
-    given = [root for root in mine if root.seed_group < len(rollout.given)]
-    forest = grow(
-        policy,
-        [asked[s] for s in slots],
-        mine if not rollout.given else [root for root in mine if root.seed_group >= len(rollout.given)],
-        rollout,
-        seed=recipe.seed,
-        iteration=iteration,
-        keep_mean=keeps_mean(recipe.objective),
-        keep_states=isinstance(recipe.objective, PathwiseContract),
-        value=value,
-    )
+        roots, looks = _explored(recipe, policy, asked, processes, iteration, grows)
+    mine = share_of([roots[i] for i in processes.share(len(roots))])
+    given = [root for root in mine.roots if root.seed_group < len(rollout.given)]
+    drawn = [root for root in mine.roots if not rollout.given or root.seed_group >= len(rollout.given)]
+    forest = grows(recipe, policy, [asked[row] for row in mine.rows], drawn, rollout, iteration)
     if rollout.given:
         forest = with_given(recipe, policy, forest, given, iteration)
     return Collected(forest, looks)
@@ -111,21 +135,19 @@ def roots_of(num_prompts: int, per_prompt: int) -> list[Root]:
     ]
 
 
-def _share(roots: Sequence[Root], processes: Processes) -> tuple[list[int], list[Root]]:
-    """This process's roots, with conditions counted over the prompts they need, and those prompts' slots."""
-    mine = [roots[i] for i in processes.share(len(roots))]
-    slots = sorted({root.prompt_slot for root in mine})
-    return slots, [replace(root, condition=slots.index(root.prompt_slot)) for root in mine]
-
-
 def _explored(
-    recipe: Recipe, policy: Policy, asked: Sequence[Prompt], processes: Processes, iteration: int
+    recipe: Recipe,
+    policy: Policy,
+    asked: Sequence[Prompt],
+    processes: Processes,
+    iteration: int,
+    grows: Grows,
 ) -> tuple[list[Root], dict[int, float]]:
     """The roots chosen among the pool, and what this process's ones looked worth."""
     rollout, explore = recipe.rollout, recipe.rollout.explore
     assert explore is not None
     pool = roots_of(len(asked), explore.pool)
-    slots, mine = _share(pool, processes)
+    mine = share_of([pool[i] for i in processes.share(len(pool))])
     cheap = Rollout(
         plan=Deterministic(),
         group_size=explore.pool,
@@ -135,7 +157,7 @@ def _explored(
         weights=explore.weights,
         micro_batch=rollout.micro_batch,
     )
-    forest = grow(policy, [asked[s] for s in slots], mine, cheap, seed=recipe.seed, iteration=iteration)
+    forest = grows(recipe, policy, [asked[row] for row in mine.rows], mine.roots, cheap, iteration)
     of_samples = finished(recipe.rewards)
     scores = score_all(of_samples, decoded(policy, forest.latents, forest.leaf_prompts))
     everyone = processes.gather({"reward": total(scores, of_samples).double(), "of": forest.leaves.sample})

@@ -20,7 +20,7 @@ from thalweg.rewards.world import WorldReward
 from thalweg.training import checkpoint
 from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
-from thalweg.training.collect import agreement, collect, judge
+from thalweg.training.collect import Grows, agreement, collect, grow_here, judge
 from thalweg.training.companions import Optimizers, fit_companions, make_optimizers
 from thalweg.training.data import PromptStream, draw_prompts, held_out_prompts, open_prompts, require_judged
 from thalweg.training.evaluate import evaluate, summarise
@@ -38,6 +38,7 @@ from thalweg.training.stop import StopRequest
 from thalweg.training.trackers import Trackers, require_installed
 from thalweg.training.units import Rows, needed
 from thalweg.training.weight_rules import after_iteration
+from thalweg.training.workers import growing
 
 Progress = Callable[[str, dict[str, Any]], None]
 """(event, line) -> None: told of every line that goes to metrics.jsonl."""
@@ -95,11 +96,10 @@ def _run(
     batch_plan(recipe, policy, processes.total, known)  # refuses what cannot be, before anything is written
     processes = place(policy, recipe.parallel, processes, held_out[0])
     optimizers = make_optimizers(policy.weights, recipe)
-    if is_new:
-        folder.start(recipe, command_line())
-    processes.wait()
-
-    with folder.locked(), flushed_denormals(), StopRequest() as stop:
+    with growing(recipe, prompts) as grows, folder.locked(), flushed_denormals(), StopRequest() as stop:
+        if is_new:
+            folder.start(recipe, command_line())
+        processes.wait()
         buffer = ReplayBuffer()
         state = _restore(recipe, folder, policy, optimizers, buffer)
         folder.write_recipe(recipe)  # only now: overrides that do not fit leave the run as it was
@@ -122,7 +122,7 @@ def _run(
         stopping = state.iteration >= recipe.iterations
         while not stopping:
             started, cpu_started = stop.seconds(), time.process_time()
-            metrics = iterate(recipe, policy, optimizers, prompts, processes, state, buffer, clock)
+            metrics = iterate(recipe, policy, optimizers, prompts, processes, state, buffer, clock, grows)
             state.cpu_seconds += time.process_time() - cpu_started
             spent = {"time/cpu": state.cpu_seconds}
             speed = {"samples_per_second": metrics["samples"] / (stop.seconds() - started)}
@@ -155,12 +155,13 @@ def iterate(
     state: State,
     buffer: ReplayBuffer,
     clock: Clock,
+    grows: Grows = grow_here,
 ) -> Metrics:
     """One iteration: what `train` does again and again. Leaves `state` one further."""
     before = (policy.passes.evaluations, policy.passes.backwards, policy.weights.padded_passes)
     with clock.stage("rollout"):
         asked = draw_prompts(prompts, recipe.data, recipe.seed, state.iteration)
-        collected = collect(recipe, policy, asked, processes, state.iteration)
+        collected = collect(recipe, policy, asked, processes, state.iteration, grows)
         forest = collected.forest
     with clock.stage("reward"):
         scores = judge(recipe, policy, forest, processes)

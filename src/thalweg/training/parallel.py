@@ -3,13 +3,30 @@
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from thalweg.core.errors import UserError
 from thalweg.core.part import Part
 from thalweg.core.processes import Processes
 from thalweg.core.values import Prompt
 from thalweg.models import Policy
+
+
+class RayWorkers(Part):
+    """Workers of a Ray cluster, each with a model of its own, that grow the samples of an iteration."""
+
+    kind: Literal["ray"] = "ray"
+    count: PositiveInt = 1
+    """Of each process of the run."""
+    cpus_per_worker: NonNegativeFloat = 1.0
+    gpus_per_worker: NonNegativeFloat = 0.0
+    """Accelerators that Ray keeps for a worker."""
+    address: str | None = None
+    """Of a cluster, such as `auto`; None is RAY_ADDRESS, or else a cluster of this machine and this run."""
+    start_timeout: PositiveFloat = 600.0
+    """Seconds to wait for all workers to have their model."""
+    timeout: PositiveFloat = 3600.0
+    """Seconds to wait for an iteration's samples."""
 
 
 class Parallel(Part):
@@ -19,6 +36,8 @@ class Parallel(Part):
     """Each process holds all weights, or a shard of them (FSDP2: Zhao et al. 2023, arXiv:2304.11277)."""
     ulysses: PositiveInt = 1
     """Processes that share each sample, split by its tokens (Jacobs et al. 2023, arXiv:2309.14509)."""
+    workers: RayWorkers | None = None
+    """Who grows samples; None: the processes of the run."""
 
     def shards(self, processes: int) -> int:
         """Into how many parts the weights are cut."""

@@ -97,7 +97,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder: two processes writing one run would destroy it.
+        """Hold the folder, a new one too: two processes writing one run would destroy it.
 
         Raises UserError too where something inside the block finds no room to write.
         """
@@ -107,10 +107,12 @@ class RunFolder:
         import fcntl
 
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("w")
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); give a run's folder"
+                f"{self.path}: cannot be written ({error.strerror}); give a run's folder, or a new one with "
+                "--out"
             ) from error
         with file:
             try:

@@ -31,8 +31,8 @@ class Run(Part):
     max_seconds: PositiveFloat | None = None
     """Save and stop after this time, counted over all resumptions."""
     max_cpu_seconds: PositiveFloat | None = None
-    """Save and stop after this processor time of the first process, evaluations and saving left out: a budget
-    that other programs on the machine do not change."""
+    """Save and stop after this processor time of the first process, evaluations, saving and its workers left
+    out: a budget that other programs on the machine do not change."""
     invalid_rewards: Literal["raise", "drop"] = "raise"
     """A reward that is NaN stops the run, or leaves its sample out (counted as `invalid_rewards`)."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()

@@ -9,7 +9,7 @@ from thalweg.training.checks.data import streamed, without_a_world
 from thalweg.training.checks.densities import ON_PATH, densities
 from thalweg.training.checks.forward import forward
 from thalweg.training.checks.given import given
-from thalweg.training.checks.parallel import sharded, shared
+from thalweg.training.checks.parallel import sharded, shared, worked
 from thalweg.training.checks.pathwise import pathwise
 from thalweg.training.checks.selection import selection
 from thalweg.training.checks.sizes import listed_sizes
@@ -41,6 +41,8 @@ def across_sections(recipe: Recipe) -> list[str]:
         problems += sharded(recipe)
     if recipe.parallel.ulysses > 1:
         problems += shared(recipe)
+    if recipe.parallel.workers is not None:
+        problems += worked(recipe)
     problems += listed_sizes(recipe)
     return problems + streamed(recipe) + _counts(recipe) + _rewards(recipe)
 

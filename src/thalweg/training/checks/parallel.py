@@ -1,4 +1,4 @@
-"""What sharded weights and shared samples cannot do.
+"""What sharded weights, shared samples and rollout workers cannot do.
 
 With shards, that is a pass outside the order that all processes keep.
 """
@@ -6,7 +6,7 @@ With shards, that is a pass outside the order that all processes keep.
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.models import DiffusersModel, MiniatureModel
+from thalweg.models import DiffusersModel, MiniatureModel, SoundingModel
 from thalweg.training.schema import Recipe
 
 
@@ -43,6 +43,36 @@ def shared(recipe: Recipe) -> list[str]:
         problems.append(
             f"{here}: with parallel.weights='{recipe.parallel.weights}' each process would gather weights in "
             "another's part of a pass; use replicated, or leave ulysses out"
+        )
+    return problems
+
+
+def worked(recipe: Recipe) -> list[str]:
+    """Settings that do not go with workers, each of which has a whole model."""
+    workers, problems = recipe.parallel.workers, []
+    assert workers is not None
+    if recipe.parallel.weights != "replicated":
+        problems.append(
+            f"parallel.workers: each has the whole network, which parallel.weights="
+            f"'{recipe.parallel.weights}' says does not fit; use replicated, or leave the workers out"
+        )
+    if recipe.parallel.ulysses > 1:
+        problems.append(
+            f"parallel.workers: each makes whole samples, which parallel.ulysses={recipe.parallel.ulysses} "
+            "says do not fit; leave one of them out"
+        )
+    if not isinstance(recipe.model, MiniatureModel | SoundingModel | DiffusersModel):
+        return problems
+    device = recipe.model.device
+    if device != "cpu" and not workers.gpus_per_worker:
+        problems.append(
+            f"parallel.workers.gpus_per_worker=0: model.device='{device}' is no worker's, as Ray hides "
+            "accelerators that it does not keep for it; give 1, or a share"
+        )
+    elif ":" in device:
+        problems.append(
+            f"model.device='{device}': a worker sees only the accelerators that Ray keeps for it, counted "
+            f"from 0; give '{device.partition(':')[0]}'"
         )
     return problems
 
