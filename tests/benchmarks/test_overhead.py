@@ -1,12 +1,11 @@
 import pytest
-from overhead import ITERATIONS, overhead
+from overhead import overhead
 
-from training.small_runs import small
+from training.small_runs import small, tiny_world  # noqa: F401
 
 
 @pytest.mark.parametrize("name", ["flow-grpo", "diffusion-nft"])
-def test_an_iteration_costs_no_less_than_the_passes_it_counts_are_timed_at(name, tiny_world):
+def test_iterations_are_held_against_the_passes_they_count(name, tiny_world):  # noqa: F811
     measured = overhead(small(name))
     assert measured["model"] > 0
     assert measured["ratio"] == pytest.approx(measured["iteration"] / measured["model"])
-    assert ITERATIONS > 0

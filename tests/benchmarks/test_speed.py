@@ -1,15 +1,12 @@
 """The measurements of speed run, and what they count is what the networks do."""
 
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 if find_spec("diffusers") is None:
     pytest.skip("needs diffusers", allow_module_level=True)
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import gpu
 import loops

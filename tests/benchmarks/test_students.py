@@ -1,15 +1,10 @@
 """What the comparison of students with teachers says of images that were looked at."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 import students
+import torch
 from students import Look, measures, table
 
 
