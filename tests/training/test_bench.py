@@ -51,6 +51,9 @@ def test_cost_is_read_where_the_mean_of_the_seeds_first_reaches_the_level():
     assert cost_to(0.6, both, "evaluations") == pytest.approx(1000 / 3)
     assert cost_to(0.5, both, "cpu_seconds") == 0
     assert cost_to(0.81, both, "cpu_seconds") is None
+    # The last score of a run that is over stands: the mean ends at (.7 + .9) / 2, where the longer one does.
+    uneven = curve("a", 0, [(0, 0.5), (80, 0.7)]) + curve("a", 1, [(0, 0.5), (100, 0.9)])
+    assert cost_to(0.8, uneven, "cpu_seconds") == pytest.approx(100)
 
 
 def test_the_table_states_the_cost_of_the_baselines_final_score():

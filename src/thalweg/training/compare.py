@@ -57,14 +57,13 @@ def cost_to(level: float, curve: Curve, cost: str) -> float | None:
     it did not.
 
     `cost` names what is counted (`cpu_seconds`, `evaluations`). Between evaluations the score of each seed is
-    drawn as a straight line, as far as the shortest of the runs goes.
+    drawn as a straight line; where its run has ended, its last score stands.
     """
     seeds = {line["seed"] for line in curve}
     runs = [[line for line in curve if line["seed"] == seed] for seed in seeds]
     spent = [np.array([line[cost] for line in run], dtype=float) for run in runs]
     scores = [np.array([line[measure(line)] for line in run], dtype=float) for run in runs]
     grid = np.unique(np.concatenate(spent))
-    grid = grid[grid <= min(each[-1] for each in spent)]
     mean = np.mean([np.interp(grid, x, y) for x, y in zip(spent, scores, strict=True)], axis=0)
     reached = np.flatnonzero(mean >= level)
     if len(reached) == 0:
