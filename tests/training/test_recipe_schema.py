@@ -135,3 +135,9 @@ def test_recipes_of_several_seeds_differ_in_the_seed_alone():
     a, b = load_recipe("mix-grpo", ["seed=1"]), load_recipe("mix-grpo", {"seed": 2})
     assert a != b
     assert a.model_copy(update={"seed": 2}) == b
+
+
+def test_overrides_leave_what_the_caller_gave_as_it_is():
+    window = {"kind": "window", "size": 2}
+    recipe = load_recipe("mix-grpo", {"rollout.plan": window, "rollout.plan.size": 3})
+    assert recipe.rollout.plan.size == 3 and window == {"kind": "window", "size": 2}

@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -7,11 +7,12 @@ from torch.testing import assert_close
 
 from thalweg.core.errors import UserError
 from thalweg.core.noise import Address
-from thalweg.core.processes import Processes
+from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Condition, Transitions
 from thalweg.training import checkpoint
 from thalweg.training.loop import resume, train
 from thalweg.training.replay import Replay, ReplayBuffer, mixed
+from training.several_processes import on_processes
 from training.small_runs import small, trains
 
 ALL = Replay(quantile=0.0)
@@ -142,6 +143,39 @@ def test_fresh_and_replayed_rows_stand_in_one_table():
     assert torch.equal(both.x[:4], rows.x) and torch.equal(both.x[4:], again.x)
     assert conditions.tensors["tokens"][both.condition].flatten().tolist() == [4, 3, 4, 3] + [0] * 6
     assert not set(rows.sample.tolist()) & set(again.sample.tolist())
+
+
+def test_prompts_of_other_lengths_are_filled_up_where_they_meet():
+    def words(*lengths):
+        longest = max(lengths)
+        tokens = [[float(n)] * n + [0.0] * (longest - n) for n in lengths]
+        return Condition({"tokens": torch.tensor(tokens), "tokens.length": torch.tensor(lengths)})
+
+    buffer = ReplayBuffer()
+    for iteration, condition in enumerate([words(2), words(3), words(1)]):
+        buffer.admit(rows_of([1.0]), condition, ALL, iteration, Processes())
+    assert buffer.conditions["tokens"].tolist() == [[2, 2, 0], [3, 3, 3], [1, 0, 0]]
+    again, given = buffer.draw(3, Address(0, "selection", 3), Processes(), 1)
+    _, both = mixed(rows_of([1.0]), words(4), again, given)
+    assert both.tensors["tokens"].shape == (4, 4)
+    assert both.tensors["tokens"][0].tolist() == [4, 4, 4, 4]
+    assert both.tensors["tokens.length"].tolist() == [4, 2, 3, 1]
+
+
+def test_processes_fill_up_the_prompts_of_the_others(tmp_path):
+    def admit():
+        processes = connect()
+        words = Condition({"tokens": torch.ones(1, 2 + processes.rank)})
+        buffer = ReplayBuffer()
+        sample = torch.tensor([1000 + processes.rank, 1000 + processes.rank])
+        rows = replace(rows_of([1.0]), sample=sample, prompt_slot=torch.full((2,), processes.rank))
+        buffer.admit(rows, words, ALL, 0, processes)
+        torch.save(buffer.conditions["tokens"], tmp_path / f"{processes.rank}.pt")
+        disconnect(processes)
+
+    on_processes(2, admit)
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}.pt").tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_a_buffer_is_the_same_after_a_checkpoint(tmp_path):

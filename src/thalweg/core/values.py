@@ -6,11 +6,12 @@ Every column of a table has one entry a row.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
-from jaxtyping import Bool, Float, Int64
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 Metrics = dict[str, float]
@@ -61,6 +62,25 @@ class Condition:
         """Noise added to the named tensors."""
         moved = {name: self.tensors[name] + scale * noise[name] for name in noise}
         return Condition({**self.tensors, **moved})
+
+
+def padded(column: Shaped[Tensor, "P ..."], length: int) -> Shaped[Tensor, "P ..."]:
+    """A column of a condition with its second axis filled up with zeros: text tokens, whose numbers stand
+    beside them.
+    """
+    if column.ndim < 2 or column.shape[1] == length:
+        return column
+    return torch.cat([column, column.new_zeros(len(column), length - column.shape[1], *column.shape[2:])], 1)
+
+
+def joined(conditions: Sequence[Condition]) -> Condition:
+    """The rows of all, one after another; embeddings of fewer tokens than the longest are filled up."""
+    tensors = {}
+    for name, first in conditions[0].tensors.items():
+        columns = [condition.tensors[name].to(first.device) for condition in conditions]
+        longest = max(column.shape[1] if column.ndim > 1 else 0 for column in columns)
+        tensors[name] = torch.cat([padded(column, longest) for column in columns])
+    return Condition(tensors)
 
 
 @dataclass(frozen=True)

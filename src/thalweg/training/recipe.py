@@ -127,7 +127,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 def _put(tree: Any, key: str, value: Any) -> None:
     *parents, last = key.split(".")
-    at = tree
+    at, value = tree, _own(value)
     for name in parents:
         if isinstance(at, list) and name.isdigit() and int(name) < len(at):
             at = at[int(name)]
@@ -143,3 +143,10 @@ def _put(tree: Any, key: str, value: Any) -> None:
         at[last] = value
     else:
         raise UserError(f"'{key}': nothing there to set; look at the recipe with --dry-run")
+
+
+def _own(value: Any) -> Any:
+    """A copy of what later overrides may reach into; what the caller gave stays as it is."""
+    if isinstance(value, dict):
+        return {key: _own(inner) for key, inner in value.items()}
+    return [_own(inner) for inner in value] if isinstance(value, list) else value

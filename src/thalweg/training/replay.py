@@ -22,7 +22,7 @@ from thalweg.core.noise import Address
 from thalweg.core.part import Part
 from thalweg.core.processes import Processes
 from thalweg.core.sizes import stacked
-from thalweg.core.values import SIZE, Condition, Transitions
+from thalweg.core.values import SIZE, Condition, Transitions, joined, padded
 
 
 class Replay(Part):
@@ -57,7 +57,7 @@ class ReplayBuffer:
     ) -> None:
         """Take in the best rows of all processes, and let go what is too old or too much."""
         mine = self._as_stored(_columns(rows), processes) | {
-            f"condition.{n}": t[rows.condition].cpu() for n, t in condition.tensors.items()
+            f"condition.{n}": t[rows.condition].cpu() for n, t in _alike(condition, processes).items()
         }
         everyone = processes.gather({name: column.cpu() for name, column in mine.items()})
         fresh = {name: column for name, column in everyone.items() if not name.startswith("condition.")}
@@ -69,9 +69,8 @@ class ReplayBuffer:
         self.next_number += len(names)
         given = {n: everyone[f"condition.{n}"][keep][first] for n in condition.tensors}
         self.columns = {n: torch.cat([self.columns[n], c]) if self.columns else c for n, c in taken.items()}
-        self.conditions = {
-            n: torch.cat([self.conditions[n], c]) if self.conditions else c for n, c in given.items()
-        }
+        held = [Condition(self.conditions)] if self.conditions else []
+        self.conditions = dict(joined([*held, Condition(given)]).tensors)
         self.born = torch.cat([self.born, torch.full((len(number),), iteration)])
         self._let_go(rule, iteration)
 
@@ -166,8 +165,18 @@ def mixed(
         name: (join if name in rows.LATENTS else torch.cat)([column, getattr(again, name).to(column.device)])
         for name, column in _columns(rows).items()
     }
-    tensors = {n: torch.cat([t, given.tensors[n].to(t.device)]) for n, t in condition.tensors.items()}
-    return replace(rows, **columns), Condition(tensors)
+    return replace(rows, **columns), joined([condition, given])
+
+
+def _alike(condition: Condition, processes: Processes) -> dict[str, Tensor]:
+    """The columns as long as the longest of any process."""
+    long = {name: column for name, column in condition.tensors.items() if column.ndim > 1}
+    if not long:
+        return dict(condition.tensors)
+    told = torch.tensor([[column.shape[1] for column in long.values()]])
+    longest = processes.gather({"length": told})["length"].amax(0).tolist()
+    filled = {n: padded(c, length) for (n, c), length in zip(long.items(), longest, strict=True)}
+    return {**condition.tensors, **filled}
 
 
 def _columns(rows: Transitions) -> dict[str, Tensor]:
