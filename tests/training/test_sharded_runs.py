@@ -96,7 +96,7 @@ def test_a_sharded_run_writes_the_tensors_that_a_whole_one_does(tiny_world, tmp_
     ("name", "overrides", "words"),
     [
         ("draft", [], "objective.route.recompute: computes whole passes again"),
-        ("dmd", [], "objective.recompute: computes whole passes again"),
+        ("dmd", ["objective.recompute=true"], "objective.recompute: computes whole passes again"),
         ("e2po", [], "rollout.perturbation: reads the network's embeddings outside its passes"),
         ("flow-grpo", ["model.gradient_checkpointing=true"], "model.gradient_checkpointing: the miniature"),
     ],

@@ -96,7 +96,8 @@ def _run(
     batch_plan(recipe, policy, processes.total, known)  # refuses what cannot be, before anything is written
     processes = place(policy, recipe.parallel, processes, held_out[0])
     optimizers = make_optimizers(policy.weights, recipe)
-    with growing(recipe, prompts) as grows, folder.locked(), flushed_denormals(), StopRequest() as stop:
+    lock = folder.locked(is_new=is_new)
+    with growing(recipe, prompts) as grows, lock, flushed_denormals(), StopRequest() as stop:
         if is_new:
             folder.start(recipe, command_line())
         processes.wait()

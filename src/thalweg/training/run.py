@@ -96,8 +96,8 @@ class RunFolder:
         write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder, a new one too: two processes writing one run would destroy it.
+    def locked(self, *, is_new: bool = False) -> Iterator[None]:
+        """Hold the folder, which a new run makes: two processes writing one run would destroy it.
 
         Raises UserError too where something inside the block finds no room to write.
         """
@@ -107,7 +107,8 @@ class RunFolder:
         import fcntl
 
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if is_new:
+                self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("w")
         except OSError as error:
             raise UserError(
