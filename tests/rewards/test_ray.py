@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ from thalweg.core.values import Prompt
 from thalweg.rewards import Reward, close_rewards, open_rewards, score, weights_of
 from thalweg.training.loop import train
 from thalweg.training.recipe import load_recipe
+from training.ray_cluster import becomes_free, cluster
 from training.small_runs import assert_same_run, small, tiny_world
 
-__all__ = ["tiny_world"]
+__all__ = ["cluster", "tiny_world"]
 
 IMAGES = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 4, 6)
 PROMPTS = [Prompt(f"prompt {n}", {"n": n}) for n in range(5)]
@@ -64,24 +64,6 @@ def test_what_reads_the_run_stays_in_it(within):
 def test_a_prompt_that_cannot_be_judged_is_refused_before_workers_start():
     with pytest.raises(UserError, match="has no text within double quotes"):
         open_rewards([on_ray("ocr")], PROMPTS)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Two processors of this machine."""
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield ray
-    ray.shutdown()
-
-
-def becomes_free(ray):
-    """Whether no worker is left: Ray ends them in its own time."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end and ray.available_resources().get("CPU") != 2.0:
-        time.sleep(0.2)
-    return ray.available_resources().get("CPU") == 2.0
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from thalweg.core.errors import UserError
 from thalweg.training.loop import resume, train
 from thalweg.training.recipe import load_recipe
 from thalweg.training.saved import load_run
+from training.ray_cluster import becomes_free, cluster
 from training.small_runs import (
     assert_same_run,
     metrics_of,
@@ -24,6 +25,8 @@ from training.small_runs import (
     trains,
 )
 from training.test_processes import PROPORTIONAL, assert_close_runs
+
+__all__ = ["cluster"]
 
 TWO = {"parallel.workers.count": 2, "parallel.workers.cpus_per_worker": 0.5}
 
@@ -58,24 +61,6 @@ def test_what_workers_cannot_do_is_refused_when_the_recipe_is_read(changes, word
 
 def test_an_accelerator_that_ray_keeps_for_a_worker_is_not_refused():
     load_recipe("flow-grpo", TWO | {"model.device": "cuda", "parallel.workers.gpus_per_worker": 0.5})
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Two processors of this machine."""
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield ray
-    ray.shutdown()
-
-
-def becomes_free(ray):
-    """Whether no worker is left: Ray ends them in its own time."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end and ray.available_resources().get("CPU") != 2.0:
-        time.sleep(0.2)
-    return ray.available_resources().get("CPU") == 2.0
 
 
 @pytest.mark.slow
