@@ -52,12 +52,10 @@ def _one_level(levels: Sequence[Level], above: Sequence[int] | None, roots: Sequ
     """The levels of several forests under each other; `above` counts the nodes of earlier ones a level up."""
     moved, stored = [], 0
     for number, level in enumerate(levels):
+        same = ("sigma", "end", "trained", "k", "std", "log_prob", "depth")
         moved.append(
-            {
-                **{
-                    name: getattr(level, name) for name in ("sigma", "end", "trained", "k", "std", "log_prob")
-                },
-                "depth": level.depth,
+            {name: getattr(level, name) for name in same}
+            | {
                 "parent": level.parent if above is None else level.parent + above[number],
                 "root": level.root + roots[number],
                 "row": torch.where(level.row < 0, level.row, level.row + stored),

@@ -1,7 +1,8 @@
 """One forest, grown in shares: its roots split, and what grew from each part joined again.
 
 Draws have addresses, so a root grows into the same tree wherever it stands, and the joined forest is the one
-that all roots would have given together."""
+that all roots would have given together.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

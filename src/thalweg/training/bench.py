@@ -95,7 +95,6 @@ FACTORS = (1.0, 2.0, 0.5, 4.0, 0.25)
 TRIAL_SEED = 1000
 """Of trials: no seed of the comparison."""
 
-
 Say = Callable[[str], None]
 
 

@@ -124,11 +124,6 @@ def _costs(results: Sequence[Result], curve: Curve) -> dict[str, dict[str, str]]
                 column[name] = "another task"
                 continue
             spent = cost_to(level, [line for line in curve if line["recipe"] == name], cost)
-            column[name] = (
-                "not reached"
-                if spent is None
-                else f"{spent:.0f} ({own / spent:.1f}x)"
-                if own
-                else f"{spent:.0f}"
-            )
+            ratio = f" ({own / spent:.1f}x)" if own and spent else ""
+            column[name] = "not reached" if spent is None else f"{spent:.0f}{ratio}"
     return columns
