@@ -2,12 +2,13 @@
 
     python benchmarks/overhead.py [recipe ...] [key=value ...]
 
-For each recipe: a few iterations are timed, then forward passes and forward-backward passes of the same
-network at the same batch sizes, and the ratio of the two is printed, one JSON line a recipe. Both are process
-CPU time of one thread within one run, because machines differ and other programs disturb.
+For each recipe: iterations are timed, and around each of them forward passes and forward-backward passes of
+the same network at the same batch sizes. The median ratio of the two is printed, one JSON line a recipe. Both
+are process CPU time of one thread within one run, because machines differ and other programs disturb.
 """
 
 import json
+import statistics
 import sys
 import time
 
@@ -26,7 +27,7 @@ from thalweg.training.recipe import load_recipe, recipe_names
 from thalweg.training.replay import ReplayBuffer
 from thalweg.training.schema import Recipe
 
-ITERATIONS = 3
+ITERATIONS = 7
 REPEATS = 5
 
 
@@ -42,29 +43,48 @@ def seconds_a_pass(policy: Policy, batch: int, with_gradient: bool, condition: C
             if with_gradient:
                 velocity.square().mean().backward()
         times.append(time.process_time() - start)
-    return sorted(times[1:])[REPEATS // 2] / batch
+    return statistics.median(times[1:]) / batch
 
 
 def overhead(recipe: Recipe) -> dict[str, float]:
-    """CPU seconds of an iteration, of the passes it counted, and their ratio."""
+    """CPU seconds of an iteration, of the passes it counted, and their ratio: medians, with its extremes.
+
+    The passes are measured right before and right after each iteration, so that what slows the machine for a
+    while slows both.
+    """
     policy, state = load_policy(recipe), State()
     optimizers, buffer = make_optimizers(policy.weights, recipe), ReplayBuffer()
     prompts = load_prompts(recipe.data.prompts, recipe.model.world)
+    condition = policy.encode(prompts[:1])
+
+    def bare() -> tuple[float, float]:
+        forward = seconds_a_pass(policy, recipe.rollout.micro_batch, False, condition)
+        with_gradient = seconds_a_pass(policy, recipe.optim.micro_batch, True, condition)
+        for parameter in policy.weights.parameters.values():
+            parameter.grad = None
+        return forward, with_gradient
+
     iterate(recipe, policy, optimizers, prompts, Processes(), state, buffer, Clock())
-    spent = measured = 0.0
+    iterations, models, ratios = [], [], []
+    before = bare()
     for _ in range(ITERATIONS):
         forwards, backwards = state.evaluations, state.backwards
         start = time.process_time()
         iterate(recipe, policy, optimizers, prompts, Processes(), state, buffer, Clock())
-        spent += time.process_time() - start
-        condition = policy.encode(prompts[:1])
+        iterations.append(time.process_time() - start)
+        after = bare()
         with_gradient = state.backwards - backwards
         without = state.evaluations - forwards - with_gradient
-        measured += without * seconds_a_pass(policy, recipe.rollout.micro_batch, False, condition)
-        measured += with_gradient * seconds_a_pass(policy, recipe.optim.micro_batch, True, condition)
-        for parameter in policy.weights.parameters.values():
-            parameter.grad = None
-    return {"iteration": spent / ITERATIONS, "model": measured / ITERATIONS, "ratio": spent / measured}
+        models.append(without * (before[0] + after[0]) / 2 + with_gradient * (before[1] + after[1]) / 2)
+        ratios.append(iterations[-1] / models[-1])
+        before = after
+    return {
+        "iteration": statistics.median(iterations),
+        "model": statistics.median(models),
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+    }
 
 
 if __name__ == "__main__":
