@@ -18,10 +18,10 @@ from pathlib import Path
 
 import tiny
 
-from thalweg.training.export import curve_picture
+from thalweg.training.folder.export import curve_picture
+from thalweg.training.folder.run import read_metrics
 from thalweg.training.loop import train
-from thalweg.training.recipe import find_recipe, load_recipe
-from thalweg.training.run import read_metrics
+from thalweg.training.recipe.load import find_recipe, load_recipe
 
 PRECISIONS = ("float32", "bfloat16")
 SETTINGS = {

@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from thalweg.training.plan import batch_plan
 from thalweg.training.policy import load_policy
-from thalweg.training.recipe import load_recipe
+from thalweg.training.preflight.plan import batch_plan
+from thalweg.training.recipe.load import load_recipe
 
 ONE_ITERATION = ["iterations=1", "evaluation.num_prompts=6", "evaluation.diversity_prompts=0"]
 

@@ -17,15 +17,15 @@ import torch
 from thalweg.core.processes import Processes
 from thalweg.core.values import Condition
 from thalweg.models import Policy
-from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.companions import make_optimizers
-from thalweg.training.data import load_prompts
+from thalweg.training.data.prompts import load_prompts
+from thalweg.training.folder.checkpoint import State
 from thalweg.training.loop import iterate
 from thalweg.training.policy import load_policy
-from thalweg.training.recipe import load_recipe, recipe_names
+from thalweg.training.recipe.load import load_recipe, recipe_names
+from thalweg.training.recipe.schema import Recipe
 from thalweg.training.replay import ReplayBuffer
-from thalweg.training.schema import Recipe
 
 ITERATIONS = 7
 REPEATS = 5

@@ -34,9 +34,9 @@ from thalweg.models import POLICY, Policy
 from thalweg.objectives import OnPolicyDistillation, TrajectoryShaping
 from thalweg.rewards.scorer import ScorerReward
 from thalweg.training.bench import bench
+from thalweg.training.folder.saved import load_run
 from thalweg.training.policy import load_policy
-from thalweg.training.recipe import load_recipe
-from thalweg.training.saved import load_run
+from thalweg.training.recipe.load import load_recipe
 from thalweg.worlds import find_world
 
 WORLD = find_world("scenes")

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thalweg.core.errors import UserError
     from thalweg.core.values import Prompt
+    from thalweg.training.folder.saved import SavedRun, load_run, sample
     from thalweg.training.loop import Run, resume, train
-    from thalweg.training.recipe import load_recipe
-    from thalweg.training.saved import SavedRun, load_run, sample
-    from thalweg.training.schema import Recipe
+    from thalweg.training.recipe.load import load_recipe
+    from thalweg.training.recipe.schema import Recipe
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Prompt": "thalweg.core.values",
-    "Recipe": "thalweg.training.schema",
+    "Recipe": "thalweg.training.recipe.schema",
     "Run": "thalweg.training.loop",
-    "SavedRun": "thalweg.training.saved",
+    "SavedRun": "thalweg.training.folder.saved",
     "UserError": "thalweg.core.errors",
-    "load_recipe": "thalweg.training.recipe",
-    "load_run": "thalweg.training.saved",
+    "load_recipe": "thalweg.training.recipe.load",
+    "load_run": "thalweg.training.folder.saved",
     "resume": "thalweg.training.loop",
-    "sample": "thalweg.training.saved",
+    "sample": "thalweg.training.folder.saved",
     "train": "thalweg.training.loop",
 }
 

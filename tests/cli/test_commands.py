@@ -11,8 +11,8 @@ from typer.main import get_command
 
 import thalweg as library
 from thalweg.cli.app import app
-from thalweg.training.recipe import full_size_names, recipe_names
-from thalweg.training.schema import Recipe
+from thalweg.training.recipe.load import full_size_names, recipe_names
+from thalweg.training.recipe.schema import Recipe
 from training.small_runs import iterations_saved, metrics_of, small, trains
 
 COMMANDS = dict(sorted(get_command(app).commands.items()))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from thalweg.training.bench import SUITES
-from thalweg.training.recipe import load_recipe, recipe_names
+from thalweg.training.recipe.load import load_recipe, recipe_names
 
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
 

@@ -17,7 +17,7 @@ from objectives.forward_rows_of_two_prompts import (
 from thalweg.objectives import Forward
 from thalweg.objectives.rules import Centred, Implicit, Preference, Ratio, Residual, Weighted
 from thalweg.objectives.surrogate import Huber, Regression
-from thalweg.training.recipe import load_recipe, recipe_names
+from thalweg.training.recipe.load import load_recipe, recipe_names
 
 # The factor of ∇E in each row; a pair's term stands in both of its rows, so that its (β/4) counts twice.
 FACTORS = {

@@ -49,7 +49,7 @@ from thalweg.objectives import AdjointMatchingODE, ScoreMatching
 from thalweg.objectives.contract import PathwiseContract
 from thalweg.training.backward import backward
 from thalweg.training.pathwise import FieldAtRows
-from thalweg.training.recipe import load_recipe, recipe_names
+from thalweg.training.recipe.load import load_recipe, recipe_names
 from training.small_runs import small
 
 OBJECTIVES = {name: load_recipe(name).objective for name in recipe_names()}

@@ -14,7 +14,7 @@ from thalweg.objectives.contract import PathwiseContract
 from thalweg.rewards import judges_steps, weights_of
 from thalweg.training.backward import backward, on_training_path
 from thalweg.training.collect import collect
-from thalweg.training.recipe import load_recipe, recipe_names
+from thalweg.training.recipe.load import load_recipe, recipe_names
 from thalweg.training.weight_rules import add_named
 from training.small_runs import small
 

@@ -11,7 +11,7 @@ from thalweg.rewards.pixels import Brightness
 from thalweg.rollout import Root, grow
 from thalweg.training.backward import backward
 from thalweg.training.pathwise import judge_of
-from thalweg.training.recipe import load_recipe, recipe_names
+from thalweg.training.recipe.load import load_recipe, recipe_names
 from thalweg.training.weight_rules import add_named
 
 OBJECTIVES = {name: load_recipe(name).objective for name in recipe_names()}

@@ -8,8 +8,8 @@ import yaml
 
 from thalweg.core.errors import UserError
 from thalweg.models import DiffusersModel
-from thalweg.training.recipe import check_recipe, find_recipe, full_size_names, load_recipe, recipe_names
-from thalweg.training.variants import HUB, PIPELINES, folder_of
+from thalweg.training.recipe.load import check_recipe, find_recipe, full_size_names, load_recipe, recipe_names
+from thalweg.training.recipe.variants import HUB, PIPELINES, folder_of
 
 NAMES = full_size_names()
 SECTIONS = ["model", "weights", "data", "rollout", "rewards", "credit", "selection", "objective", "optim"]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from thalweg.training.folder.saved import load_run
 from thalweg.training.loop import train
-from thalweg.training.recipe import load_recipe, recipe_names
-from thalweg.training.saved import load_run
+from thalweg.training.recipe.load import load_recipe, recipe_names
 from thalweg.training.weight_rules import Frozen
 from training.small_runs import metrics_of, reproducible, saved_tensors, small
 

@@ -13,7 +13,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.values import Prompt
 from thalweg.rewards import Reward, close_rewards, open_rewards, score, weights_of
 from thalweg.training.loop import train
-from thalweg.training.recipe import load_recipe
+from thalweg.training.recipe.load import load_recipe
 from training.ray_cluster import becomes_free, cluster
 from training.small_runs import assert_same_run, small, tiny_world
 
@@ -38,7 +38,7 @@ def test_a_missing_ray_is_one_line(monkeypatch):
 @pytest.mark.slow
 def test_reading_a_recipe_does_not_import_ray():
     read = (
-        "import sys; from thalweg.training.recipe import load_recipe; "
+        "import sys; from thalweg.training.recipe.load import load_recipe; "
         "load_recipe('flow-grpo', {'rewards': [{'kind': 'ray', 'reward': 'brightness'}]}); "
         "sys.exit('ray' in sys.modules)"
     )

@@ -14,10 +14,10 @@ from torch import Tensor
 from thalweg.credit import BlameCredit, RoutedCredit
 from thalweg.rewards import judges_steps
 from thalweg.rollout import Branch, BranchBudget, Candidates, Rollout, Tree
-from thalweg.training.checkpoint import complete
+from thalweg.training.folder.checkpoint import complete
 from thalweg.training.loop import Run, train
-from thalweg.training.recipe import load_recipe
-from thalweg.training.schema import Recipe
+from thalweg.training.recipe.load import load_recipe
+from thalweg.training.recipe.schema import Recipe
 from thalweg.worlds import WORLDS
 
 CHEAP = {

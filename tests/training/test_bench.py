@@ -10,10 +10,10 @@ import pytest
 
 from thalweg.core.errors import UserError
 from thalweg.training.bench import TRIAL_SEED, bench, stored_results
-from thalweg.training.checkpoint import read_state
 from thalweg.training.compare import BASELINE, Result, cost_to, table
-from thalweg.training.recipe import load_recipe
-from thalweg.training.saved import load_run
+from thalweg.training.folder.checkpoint import read_state
+from thalweg.training.folder.saved import load_run
+from thalweg.training.recipe.load import load_recipe
 
 SMALL = [
     "rollout.group_size=4",

@@ -8,7 +8,7 @@ from thalweg.rewards.scorer import ScorerReward
 from thalweg.rollout import Deterministic, Rollout, grow, rank_agreement
 from thalweg.rollout.shares import joined, split
 from thalweg.training.collect import agreement, collect, grow_here, judge, roots_of
-from thalweg.training.recipe import load_recipe
+from thalweg.training.recipe.load import load_recipe
 from thalweg.training.weight_rules import add_named
 from training.small_runs import small
 

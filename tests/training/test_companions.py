@@ -18,7 +18,7 @@ from thalweg.training.backward import measure
 from thalweg.training.companions import fit_companions, make_optimizers
 from thalweg.training.loop import train
 from thalweg.training.policy import load_policy
-from thalweg.training.recipe import load_recipe
+from thalweg.training.recipe.load import load_recipe
 from thalweg.training.weight_rules import WeightRule, add_named
 from training.small_runs import small, trains
 

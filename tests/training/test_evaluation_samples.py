@@ -2,8 +2,8 @@
 
 import torch
 
+from thalweg.training.folder.saved import sample
 from thalweg.training.loop import train
-from thalweg.training.saved import sample
 from training.small_runs import metrics_of, small
 
 RED = ["a red square"]

@@ -10,9 +10,9 @@ from thalweg.core.values import Prompt
 from thalweg.training.collect import collect
 from thalweg.training.given import inverted
 from thalweg.training.loop import train
-from thalweg.training.plan import batch_plan
 from thalweg.training.policy import load_policy
-from thalweg.training.recipe import load_recipe
+from thalweg.training.preflight.plan import batch_plan
+from thalweg.training.recipe.load import load_recipe
 from thalweg.training.weight_rules import add_named
 from thalweg.worlds import WORLDS
 from training.small_runs import small, trains

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from thalweg.training.loop import train
-from thalweg.training.recipe import load_recipe
-from thalweg.training.schema import Recipe
+from thalweg.training.recipe.load import load_recipe
+from thalweg.training.recipe.schema import Recipe
 from training.small_runs import assert_same_run, iterations_saved, metrics_of
 
 OVERRIDES = {

@@ -7,10 +7,10 @@ from thalweg.core.forest import Scores
 from thalweg.core.processes import Processes
 from thalweg.rewards import score, weights_of
 from thalweg.training.collect import collect
-from thalweg.training.data import draw_prompts, load_prompts
+from thalweg.training.data.prompts import draw_prompts, load_prompts
 from thalweg.training.loop import train
-from thalweg.training.plan import batch_plan
 from thalweg.training.policy import load_policy
+from thalweg.training.preflight.plan import batch_plan
 from training.small_runs import saved_state, small, trains
 
 B, N, K = 8, 8, 7  # the last step is never trained

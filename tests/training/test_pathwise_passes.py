@@ -3,8 +3,8 @@
 import pytest
 
 from thalweg.training.loop import train
-from thalweg.training.plan import batch_plan
 from thalweg.training.policy import load_policy
+from thalweg.training.preflight.plan import batch_plan
 from training.small_runs import small, trains
 
 B = 8

@@ -5,7 +5,7 @@ import pytest
 from thalweg.objectives import Balance, ChunkRatio, ClippedRatio, Forward, OnPolicyDistillation
 from thalweg.objectives.contract import PathwiseContract
 from thalweg.training.loop import train
-from thalweg.training.recipe import load_recipe, recipe_names
+from thalweg.training.recipe.load import load_recipe, recipe_names
 from training.several_processes import on_processes
 from training.small_runs import small, trains
 

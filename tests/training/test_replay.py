@@ -9,7 +9,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.noise import Address
 from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Condition, Transitions
-from thalweg.training import checkpoint
+from thalweg.training.folder import checkpoint
 from thalweg.training.loop import resume, train
 from thalweg.training.replay import Replay, ReplayBuffer, mixed
 from training.several_processes import on_processes

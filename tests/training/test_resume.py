@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from thalweg.training.folder.saved import load_run
 from thalweg.training.loop import resume, train
-from thalweg.training.saved import load_run
 from training.small_runs import (
     Killed,
     assert_same_run,

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from thalweg.core.errors import UserError
 from thalweg.objectives import ClippedRatio
+from thalweg.training.folder.saved import load_run
 from thalweg.training.loop import resume, train
-from thalweg.training.saved import load_run
 from training.small_runs import (
     assert_same_run,
     iterations_saved,

@@ -44,7 +44,7 @@ def train(
     """Train a model by a recipe, and write a report."""
     from thalweg.cli.progress import show
     from thalweg.training.loop import train as run_training
-    from thalweg.training.recipe import load_recipe
+    from thalweg.training.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
@@ -61,8 +61,8 @@ def train(
 def resume(run: RunPath, overrides: Overrides = None) -> None:
     """Continue a run from its last checkpoint; overrides may extend it."""
     from thalweg.cli.progress import show
+    from thalweg.training.folder.saved import load_run
     from thalweg.training.loop import resume as continue_run
-    from thalweg.training.saved import load_run
 
     loaded = load_run(run, overrides or []).recipe
     with show(loaded) as progress:
@@ -81,7 +81,7 @@ def sample(
 ) -> None:
     """Draw images with a trained or an untrained model."""
     from thalweg.cli.images import save_images
-    from thalweg.training.saved import sample as draw
+    from thalweg.training.folder.saved import sample as draw
 
     images = draw(source, prompts, count, seed)
     for path in save_images(images, out, scale):
@@ -100,7 +100,7 @@ def export(
     ] = False,
 ) -> None:
     """Write a run's model as diffusers or ComfyUI reads it, with a model card; checked by reading it back."""
-    from thalweg.training.export import export as run_export
+    from thalweg.training.folder.export import export as run_export
 
     exported = run_export(run, out, layout, merged)
     for path in exported.paths:
@@ -114,8 +114,8 @@ def evaluate(source: Source, overrides: Overrides = None, as_json: AsJSON = Fals
     from thalweg.core.processes import Processes
     from thalweg.evaluation import measure
     from thalweg.models import POLICY
-    from thalweg.training.data import held_out_prompts
-    from thalweg.training.saved import open_model
+    from thalweg.training.data.prompts import held_out_prompts
+    from thalweg.training.folder.saved import open_model
     from thalweg.worlds import find_world
 
     policy, recipe = open_model(source, overrides or [])
@@ -134,7 +134,7 @@ def report(
     """Write the report of a run, or compare several."""
     from thalweg.evaluation.comparison import write_comparison
     from thalweg.evaluation.report import write_report
-    from thalweg.training.saved import load_run
+    from thalweg.training.folder.saved import load_run
 
     for run in runs:
         load_run(run)
@@ -225,12 +225,12 @@ def doctor(
     """Check the installation, and with a recipe whether its numbers can be trusted here."""
     from thalweg.cli.tables import installation_rows, print_table
     from thalweg.core.processes import is_first_process
-    from thalweg.training.doctor import examine, examine_model
-    from thalweg.training.recipe import load_recipe
+    from thalweg.training.preflight.doctor import examine, examine_model
+    from thalweg.training.recipe.load import load_recipe
 
     rows = installation_rows()
     if recipe is not None and recipe.startswith("model="):
-        from thalweg.training.recipe import load_model
+        from thalweg.training.recipe.load import load_model
 
         found = examine_model(load_model([recipe, *(overrides or [])]))
     elif recipe == "processes":
@@ -251,8 +251,8 @@ def calibrate(
     rounds: Annotated[int, typer.Option(min=1, help="Rollouts to look at.")] = 10,
 ) -> None:
     """Find how much noise each step bears, for a recipe with dense credit; prints the kernel to use."""
-    from thalweg.training.calibrate import calibrate as find_noise
-    from thalweg.training.recipe import load_recipe
+    from thalweg.training.preflight.calibrate import calibrate as find_noise
+    from thalweg.training.recipe.load import load_recipe
 
     def say(number: int, tallies: list[Any]) -> None:
         shown = " ".join(f"{t.noise:.2f}:+{t.gaining}-{t.losing}" for t in tallies)
@@ -265,7 +265,7 @@ def calibrate(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for completion in an editor."""
-    from thalweg.training.schema import Recipe
+    from thalweg.training.recipe.schema import Recipe
 
     typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
 
@@ -282,7 +282,7 @@ def main() -> None:
 
 def _examine_processes(overrides: list[str] | None) -> list[Any]:
     from thalweg.core.processes import connect, disconnect
-    from thalweg.training.launch import examine_processes
+    from thalweg.training.distribution.launch import examine_processes
 
     if overrides:
         raise UserError(f"doctor processes: '{overrides[0]}' changes nothing there; leave it out")

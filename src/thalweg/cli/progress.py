@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from thalweg.core.processes import is_first_process
 from thalweg.training.loop import Progress as Report
-from thalweg.training.schema import Recipe
+from thalweg.training.recipe.schema import Recipe
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def print_table(title: str, rows: list[Row], as_json: bool) -> None:
 
 
 def method_rows() -> list[Row]:
-    from thalweg.training.recipe import find_recipe, full_size_names, recipe_names
+    from thalweg.training.recipe.load import find_recipe, full_size_names, recipe_names
 
     rows = []
     for name in [*recipe_names(), *full_size_names()]:
@@ -120,7 +120,7 @@ def installation_rows() -> list[Row]:
 
 def _prompts_at_hand(data: Any) -> Any:
     """The prompts of a file that is there: they may ask for sizes."""
-    from thalweg.training.data import open_prompts
+    from thalweg.training.data.prompts import open_prompts
 
     return open_prompts(data, None) if Path(data.prompts).is_file() and not data.streaming else ()
 
@@ -128,9 +128,9 @@ def _prompts_at_hand(data: Any) -> Any:
 def print_plan(recipe: Any) -> None:
     """The resolved recipe, how an iteration divides, and an estimate of passes and memory."""
     from thalweg.core.processes import connect, disconnect
-    from thalweg.training.estimate import estimate, report, size_of
-    from thalweg.training.plan import batch_plan
     from thalweg.training.policy import load_policy
+    from thalweg.training.preflight.estimate import estimate, report, size_of
+    from thalweg.training.preflight.plan import batch_plan
 
     processes = connect()
     size, prompts = size_of(recipe.model), _prompts_at_hand(recipe.data)

@@ -15,12 +15,12 @@ from typing import Any
 
 from thalweg.core.errors import UserError
 from thalweg.core.files import write_whole
-from thalweg.training.checkpoint import read_state
 from thalweg.training.compare import Result, measure, table
+from thalweg.training.folder.checkpoint import read_state
+from thalweg.training.folder.saved import SavedRun, load_run
 from thalweg.training.loop import resume, train
-from thalweg.training.recipe import load_recipe
-from thalweg.training.saved import SavedRun, load_run
-from thalweg.training.schema import Recipe
+from thalweg.training.recipe.load import load_recipe
+from thalweg.training.recipe.schema import Recipe
 from thalweg.training.stop import StopRequest
 
 SUITES: Mapping[str, tuple[str, ...]] = {

@@ -21,7 +21,7 @@ from thalweg.rollout import Deterministic, Rollout, Root, grow, rank_agreement
 from thalweg.rollout.grow import LEAVES_PER_ROOT
 from thalweg.rollout.shares import share_of
 from thalweg.training.given import with_given
-from thalweg.training.schema import Recipe
+from thalweg.training.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Collected:
 
 Grows = Callable[[Recipe, Policy, Sequence[Prompt], Sequence[Root], Rollout, int], Forest]
 """(recipe, policy, prompts, roots, rollout, iteration) -> the forest over these roots. The rollout is the
-recipe's, or a look of it. `grow_here`, or workers (`training.workers`).
+recipe's, or a look of it. `grow_here`, or workers (`training.distribution.workers`).
 """
 
 

@@ -21,7 +21,7 @@ from thalweg.objectives.rules import Weighted
 from thalweg.objectives.surrogate import Regression
 from thalweg.training.backward import backward
 from thalweg.training.optimise import make_optimizer, update
-from thalweg.training.schema import Recipe
+from thalweg.training.recipe.schema import Recipe
 from thalweg.training.weight_rules import Trained
 
 FLOW_MATCHING = Forward(surrogate=Regression(weighting="uniform"), rule=Weighted())

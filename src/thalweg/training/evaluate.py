@@ -12,10 +12,10 @@ from thalweg.core.values import Metrics, Prompt
 from thalweg.evaluation import measure, sheet
 from thalweg.models import Policy
 from thalweg.rewards import finished, total
-from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
-from thalweg.training.run import RunFolder
-from thalweg.training.schema import Recipe
+from thalweg.training.folder.checkpoint import State
+from thalweg.training.folder.run import RunFolder
+from thalweg.training.recipe.schema import Recipe
 from thalweg.worlds import find_world
 
 

@@ -23,7 +23,7 @@ from thalweg.models.contract import ReadsImages
 from thalweg.objectives import Forward
 from thalweg.rollout import Root
 from thalweg.rollout.grow import LEAVES_PER_ROOT
-from thalweg.training.schema import Recipe
+from thalweg.training.recipe.schema import Recipe
 from thalweg.worlds import find_world
 
 

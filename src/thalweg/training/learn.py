@@ -11,10 +11,10 @@ from thalweg.core.values import Condition, Metrics
 from thalweg.models import Policy
 from thalweg.objectives import ChunkRatio, ClippedRatio
 from thalweg.training.backward import Report, backward, on_training_path
-from thalweg.training.checkpoint import State
+from thalweg.training.folder.checkpoint import State
 from thalweg.training.optimise import update
 from thalweg.training.pathwise import Judge
-from thalweg.training.schema import Recipe
+from thalweg.training.recipe.schema import Recipe
 from thalweg.training.units import Rows, together
 from thalweg.training.weight_rules import after_update
 

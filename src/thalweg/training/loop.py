@@ -17,28 +17,34 @@ from thalweg.evaluation.report import write_report
 from thalweg.models import POLICY, EncodesAhead, Policy
 from thalweg.rewards import close_rewards, open_rewards, require_finite, weights_of, without_infinite
 from thalweg.rewards.world import WorldReward
-from thalweg.training import checkpoint
-from thalweg.training.checkpoint import State
 from thalweg.training.clock import Clock
 from thalweg.training.collect import Grows, agreement, collect, grow_here, judge
 from thalweg.training.companions import Optimizers, fit_companions, make_optimizers
-from thalweg.training.data import PromptStream, draw_prompts, held_out_prompts, open_prompts, require_judged
+from thalweg.training.data.prompts import (
+    PromptStream,
+    draw_prompts,
+    held_out_prompts,
+    open_prompts,
+    require_judged,
+)
+from thalweg.training.distribution.launch import require_alike
+from thalweg.training.distribution.parallel import place
+from thalweg.training.distribution.workers import growing
 from thalweg.training.evaluate import evaluate, summarise
-from thalweg.training.launch import require_alike
+from thalweg.training.folder import checkpoint
+from thalweg.training.folder.checkpoint import State
+from thalweg.training.folder.run import RunFolder, command_line, default_folder
+from thalweg.training.folder.trackers import Trackers, require_installed
 from thalweg.training.learn import clip_metrics, learn
 from thalweg.training.memory import peak_megabytes
-from thalweg.training.parallel import place
 from thalweg.training.pathwise import judge_of
-from thalweg.training.plan import batch_plan
 from thalweg.training.policy import load_policy
+from thalweg.training.preflight.plan import batch_plan
+from thalweg.training.recipe.schema import Recipe
 from thalweg.training.replay import ReplayBuffer, mixed
-from thalweg.training.run import RunFolder, command_line, default_folder
-from thalweg.training.schema import Recipe
 from thalweg.training.stop import StopRequest
-from thalweg.training.trackers import Trackers, require_installed
 from thalweg.training.units import Rows, needed
 from thalweg.training.weight_rules import after_iteration
-from thalweg.training.workers import growing
 
 Progress = Callable[[str, dict[str, Any]], None]
 """(event, line) -> None: told of every line that goes to metrics.jsonl."""

@@ -7,10 +7,10 @@ import torch
 from thalweg.core.errors import UserError
 from thalweg.models import Policy
 from thalweg.objectives import OnPolicyDistillation
-from thalweg.training import checkpoint
-from thalweg.training.recipe import load_recipe
-from thalweg.training.run import OURS
-from thalweg.training.schema import Recipe
+from thalweg.training.folder import checkpoint
+from thalweg.training.folder.run import OURS
+from thalweg.training.recipe.load import load_recipe
+from thalweg.training.recipe.schema import Recipe
 from thalweg.training.weight_rules import add_named
 
 

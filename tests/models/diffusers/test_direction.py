@@ -9,9 +9,9 @@ from models.diffusers.builders import TINY
 from models.diffusers.stock import PROMPTS, model_of
 from thalweg.evaluation.sampling import sample_images
 from thalweg.rewards import score
+from thalweg.training.folder.saved import load_run
 from thalweg.training.loop import train
-from thalweg.training.recipe import find_recipe, load_recipe
-from thalweg.training.saved import load_run
+from thalweg.training.recipe.load import find_recipe, load_recipe
 
 TRAINED = {
     "iterations": 15,

@@ -17,9 +17,9 @@ from thalweg.models.diffusers.model import Adapters, DiffusersModel
 from thalweg.models.diffusers.modular import Modular
 from thalweg.models.diffusers.pipelines import prepare
 from thalweg.models.diffusers.policy import DiffusersPolicy
-from thalweg.training.export import export
+from thalweg.training.folder.export import export
 from thalweg.training.loop import train
-from thalweg.training.recipe import find_recipe, load_recipe
+from thalweg.training.recipe.load import find_recipe, load_recipe
 from training.small_runs import metrics_of
 
 __all__ = ["thalweg"]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from models.diffusers.test_training import settings_of
 from thalweg.training.loop import train
-from thalweg.training.recipe import find_recipe, load_recipe
+from thalweg.training.recipe.load import find_recipe, load_recipe
 from training.several_processes import on_processes
 from training.small_runs import complete, trains
 

@@ -21,14 +21,14 @@ from thalweg.models.sizes import decoded
 from thalweg.objectives import ClippedRatio
 from thalweg.rollout import AllSteps, Rollout, Root, grow
 from thalweg.training.backward import backward
-from thalweg.training.data import draw_prompts, load_prompts
+from thalweg.training.data.prompts import draw_prompts, load_prompts
 from thalweg.training.loop import train
-from thalweg.training.plan import batch_plan
 from thalweg.training.policy import load_policy
-from thalweg.training.recipe import find_recipe, load_recipe
+from thalweg.training.preflight.plan import batch_plan
+from thalweg.training.recipe.load import find_recipe, load_recipe
+from training.distribution.test_processes import PROPORTIONAL, assert_close_runs
 from training.several_processes import on_processes
 from training.small_runs import assert_same_run, metrics_of, trains
-from training.test_processes import PROPORTIONAL, assert_close_runs
 from training.test_resume import resumed, train_until_killed
 
 __all__ = ["settings_of"]

@@ -7,7 +7,7 @@ from PIL import Image
 from cli.command import thalweg
 from thalweg.core.errors import UserError
 from thalweg.training.loop import train
-from thalweg.training.recipe import find_recipe, load_recipe
+from thalweg.training.recipe.load import find_recipe, load_recipe
 from training.small_runs import metrics_of
 
 __all__ = ["thalweg"]

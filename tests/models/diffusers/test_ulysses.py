@@ -12,10 +12,10 @@ from thalweg.core.errors import UserError
 from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Prompt
 from thalweg.models.diffusers.ulysses import share_samples
+from thalweg.training.distribution.parallel import Parallel
 from thalweg.training.loop import train
-from thalweg.training.parallel import Parallel
-from thalweg.training.plan import plan_of
-from thalweg.training.recipe import find_recipe, load_recipe
+from thalweg.training.preflight.plan import plan_of
+from thalweg.training.recipe.load import find_recipe, load_recipe
 from training.several_processes import on_processes
 from training.small_runs import trains
 

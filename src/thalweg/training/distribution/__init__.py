@@ -1,0 +1,1 @@
+"""How a run lives on several processes, and on workers elsewhere."""

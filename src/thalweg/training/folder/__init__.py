@@ -1,0 +1,1 @@
+"""What a run leaves behind: its folder, checkpoints, trackers, and the way back out of them."""

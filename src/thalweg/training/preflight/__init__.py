@@ -1,0 +1,1 @@
+"""What can be known before a run: its cost, and whether its numbers can be trusted."""

@@ -1,0 +1,1 @@
+"""What a recipe says: read strictly, checked across its sections, every fault explained."""

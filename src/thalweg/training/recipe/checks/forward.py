@@ -1,0 +1,34 @@
+"""Objectives over finished samples: noise levels, noise and anchors."""
+
+from thalweg.credit import BlameCredit
+from thalweg.objectives import Forward
+from thalweg.objectives.sigma_draw import Grid
+from thalweg.training.recipe.schema import Recipe
+
+
+def forward(objective: Forward, recipe: Recipe) -> list[str]:
+    """What keeps a forward objective from its noise levels, its noise or its anchors."""
+    problems, sigmas = [], objective.sigmas
+    if recipe.rollout.plan.stochastic and objective.noise == "rollout":
+        problems.append(
+            f"objective.noise='rollout': the plan '{recipe.rollout.plan.kind}' draws more noise than a "
+            "sample starts from; use the plan deterministic, or noise=fresh"
+        )
+    if objective.corrective_weight > 0 and not isinstance(recipe.credit, BlameCredit):
+        problems.append(
+            f"objective.corrective_weight={objective.corrective_weight:g}: credit '{recipe.credit.kind}' "
+            "corrects no sample; use credit {kind: blame}, or 0"
+        )
+    if objective.corrective_weight > 0 and objective.unit != "row":
+        problems.append(
+            f"objective.corrective_weight: corrected rows stand by themselves, and the rule "
+            f"'{objective.rule.kind}' spans several; use implicit, weighted or residual, or 0"
+        )
+    if isinstance(sigmas, Grid):
+        levels = len(sigmas.candidates(len(recipe.rollout.sigmas(recipe.seed, 0)) - 1))
+        if sigmas.num_sigmas > levels:
+            problems.append(
+                f"objective.sigmas.num_sigmas={sigmas.num_sigmas}: the rollout has only {levels} levels to "
+                "draw from; give fewer, a larger noisy_fraction, or a smaller skip"
+            )
+    return problems
