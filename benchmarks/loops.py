@@ -45,7 +45,7 @@ class Straightforward:
 
     def __init__(self, policy: DiffusersPolicy) -> None:
         self.network, self.scale = policy.pipeline.transformer, policy.model.guidance_scale or 1.0
-        encoded = [policy._answers([prompt])[0] for prompt in PROMPTS]
+        encoded = [policy.encoder.answers([prompt])[0] for prompt in PROMPTS]
         rows = [encoded[i * len(PROMPTS) // BATCH] for i in range(BATCH)]
         self.is_sd3 = len(encoded[0]) == 4
         if self.is_sd3:

@@ -134,7 +134,7 @@ def _run(name: str) -> StockRun:
             return_dict=False,
             generator=torch.Generator().manual_seed(0),
             **policy.given(noise[rows]),
-            **policy.arguments | {n: [policy.arguments.get(n, "")] * len(rows) for n in policy.texts},
+            **policy.arguments | {n: [policy.arguments.get(n, "")] * len(rows) for n in policy.encoder.texts},
         )
         states.append(policy.pack(stock.scheduler.states[-len(policy.family.latents) :]))
         outputs.append([output for output in made if isinstance(output, Tensor)])

@@ -33,7 +33,7 @@ def velocity_of(policy):
 
 
 def counts(policy):
-    return policy._cache.read, policy._cache.missing, policy._cache.damaged
+    return policy.encoder.cache.read, policy.encoder.cache.missing, policy.encoder.cache.damaged
 
 
 @pytest.mark.parametrize("name", ["sd3", "qwen_image", "sdxl"])
@@ -41,7 +41,7 @@ def test_another_policy_reads_what_one_has_encoded(name, cached, monkeypatch):
     first, second = cached(name), cached(name)
     expected = velocity_of(first)
     assert counts(first) == (0, 2, 0)
-    monkeypatch.setattr(second, "_answers", lambda prompts: pytest.fail("encoded again"))
+    monkeypatch.setattr(second.encoder, "answers", lambda prompts: pytest.fail("encoded again"))
     assert torch.equal(velocity_of(second), expected)
     assert counts(second) == (2, 0, 0)
 

@@ -139,7 +139,7 @@ def test_released_encoders_are_not_asked_again(modular_folder):
     condition, x = policy.encode(PROMPTS), noise_of(policy)
     with torch.no_grad():
         before = policy.velocity(x, HALF, condition)
-        assert policy.release_encoders(PROMPTS) > 0
+        assert policy.encoder.release(PROMPTS) > 0
         assert policy.pipeline.text_encoder is None
         assert torch.equal(policy.velocity(x, HALF, policy.encode(PROMPTS)), before)
 

@@ -59,12 +59,12 @@ def test_without_adapters_the_whole_network_is_trained(tiny_policy_of):
 
 
 def test_a_prompt_is_encoded_once_and_the_encoders_may_go(tiny_policy_of, monkeypatch):
-    monkeypatch.setattr("thalweg.models.diffusers.policy.REMEMBERED_PROMPTS", 1)
+    monkeypatch.setattr("thalweg.models.diffusers.encoder.REMEMBERED_PROMPTS", 1)
     policy = tiny_policy_of("sd3")
     condition, x = policy.encode(PROMPTS), noise_for(policy)
     with torch.no_grad():
         before = policy.velocity(x, HALF, condition)
-        policy.release_encoders(PROMPTS)
+        policy.encoder.release(PROMPTS)
         assert policy.pipeline.text_encoder is None and policy.pipeline.tokenizer_3 is None
         assert torch.equal(policy.velocity(x, HALF, policy.encode(PROMPTS)), before)
     policy.decode(x)

@@ -111,7 +111,7 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
     pipeline, seam = policy.pipeline, policy.pipeline.scheduler
     scheduler = _recording(seam)
     pipeline.scheduler = scheduler
-    texts = {"prompt": [PROMPT.text], **{n: [policy.arguments.get(n, "")] for n in policy.texts}}
+    texts = {"prompt": [PROMPT.text], **{n: [policy.arguments.get(n, "")] for n in policy.encoder.texts}}
     call: Any = pipeline.unchanged if isinstance(pipeline, Modular) else pipeline
     try:
         made = call(
