@@ -229,14 +229,16 @@ def sizes_drawn(recipe, iteration):
     return {str(p.metadata) for p in draw_prompts(prompts, recipe.data, recipe.seed, iteration)}
 
 
-def test_two_processes_train_on_two_sizes_as_one_does(sized, tmp_path):
+@pytest.mark.parametrize("weights", ["replicated", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_processes_train_on_two_sizes_as_one_does(weights, sized, tmp_path):
     settings = sized(
         "sd3", **{"iterations": 2, "optim.micro_batch": 2, "rollout.micro_batch": 4}, **PROPORTIONAL
     )
     recipe = load_recipe(find_recipe("flow-grpo"), settings)
     assert sizes_drawn(recipe, 0) != sizes_drawn(recipe, 3) or len(sizes_drawn(recipe, 0)) == 2
     train(recipe, tmp_path / "one")
-    on_processes(2, lambda: train(recipe, tmp_path / "two"), timeout=400)
+    on_two = load_recipe(find_recipe("flow-grpo"), settings | {"parallel.weights": weights})
+    on_processes(2, lambda: train(on_two, tmp_path / "two"), timeout=400)
     assert_close_runs(tmp_path / "one", tmp_path / "two")
     assert {line["processes"] for line in trains(tmp_path / "two")} == {2}
 
