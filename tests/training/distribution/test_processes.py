@@ -183,19 +183,18 @@ def test_the_micro_batch_changes_rewards_by_rounding_only(tiny_world, tmp_path):
 def test_torchrun_starts_a_run_of_two_processes(name, tmp_path):
     overrides = {**CHEAP, **PROPORTIONAL, "rollout.group_size": 4, "rewards": ["scenes"]}
     whole = train(load_recipe(name, overrides), tmp_path / "one")
+    said = trained_by_torchrun(name, overrides, tmp_path / "two")
+    assert said.count("finished; report:") == 1  # the first process alone speaks
+    assert metrics_of(tmp_path / "two")[1]["processes"] == 2
+    assert_close_runs(whole, tmp_path / "two")
+
+
+def trained_by_torchrun(name, overrides, out):
+    """Train on two processes; what they say."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "thalweg", "train"]
     typed = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "thalweg",
-        "train",
-    ]
     done = subprocess.run(
-        [sys.executable, *launch, name, *typed, "--out", str(tmp_path / "two")],
+        [sys.executable, "-m", *launch, name, *typed, "--out", str(out)],
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         cwd=Path(__file__).parents[3],
         capture_output=True,
@@ -204,6 +203,4 @@ def test_torchrun_starts_a_run_of_two_processes(name, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished; report:") == 1  # the first process alone speaks
-    assert metrics_of(tmp_path / "two")[1]["processes"] == 2
-    assert_close_runs(whole, tmp_path / "two")
+    return done.stdout

@@ -15,9 +15,10 @@ from thalweg.core.errors import UserError
 from thalweg.training.folder.saved import load_run
 from thalweg.training.loop import resume, train
 from thalweg.training.recipe.load import load_recipe
-from training.distribution.test_processes import PROPORTIONAL, assert_close_runs
+from training.distribution.test_processes import PROPORTIONAL, assert_close_runs, trained_by_torchrun
 from training.ray_cluster import becomes_free, cluster
 from training.small_runs import (
+    CHEAP,
     assert_same_run,
     metrics_of,
     saved_tensors,
@@ -82,6 +83,18 @@ def test_a_run_with_workers_is_the_run_without(name, count, changes, cluster, tm
     assert len(trains(tmp_path / "there")) == 3
     assert becomes_free(cluster)
     assert cluster.is_initialized()  # not the run's to end
+
+
+@pytest.mark.slow
+def test_each_process_of_torchrun_has_workers_of_its_own(cluster, tmp_path):
+    overrides = {**CHEAP, **PROPORTIONAL, "rollout.group_size": 4, "rewards": ["scenes"]}
+    train(load_recipe("flow-grpo", overrides), tmp_path / "one")
+    address = cluster.get_runtime_context().gcs_address
+    there = {"parallel.workers": {"count": 1, "cpus_per_worker": 0.5, "address": address}}
+    trained_by_torchrun("flow-grpo", overrides | there, tmp_path / "two")
+    assert metrics_of(tmp_path / "two")[1]["processes"] == 2
+    assert_close_runs(tmp_path / "one", tmp_path / "two")
+    assert becomes_free(cluster)
 
 
 @pytest.mark.slow
