@@ -55,6 +55,21 @@ def modular_folder(tmp_path):
     return save
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Puts a folder where the hub's client keeps what it has downloaded, as the repository owner/tiny."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(folder):
+        repository, commit = tmp_path / "hub" / "models--owner--tiny", "0" * 40
+        shutil.copytree(folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        return "owner/tiny"
+
+    return put
+
+
 def settings(name, folder, **changes):
     sides = {"height": SIZE, "width": SIZE, "precision": "float32", "guidance_scale": 4.0}
     return DiffusersModel(path=str(folder), lora=Adapters(rank=2, alpha=2), **sides | OF[name] | changes)
@@ -62,6 +77,22 @@ def settings(name, folder, **changes):
 
 def noise_of(policy):
     return torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["classic", "modular"])
+def test_a_repository_is_found_by_its_name_on_the_hub(kind, modular_folder, hub, tmp_path):
+    if kind == "classic":
+        TINY["sd3"].build().save_pretrained(folder := tmp_path / "saved")
+    else:
+        folder = modular_folder("sd3")
+    by_folder, by_name = (settings("sd3", path).load() for path in (folder, hub(folder)))
+    assert isinstance(by_name.pipeline, Modular) == (kind == "modular")
+    x = noise_of(by_name)
+    with torch.no_grad():
+        of_folder, of_name = (
+            policy.velocity(x, HALF, policy.encode(PROMPTS)) for policy in (by_folder, by_name)
+        )
+    assert torch.equal(of_folder, of_name)
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])

@@ -133,13 +133,16 @@ class Modular:
         return tuple(state.get(param.name) for param in self.blocks.outputs)
 
 
-def open_modular(folder: Path, dtype: torch.dtype) -> Modular:
-    """The pipeline of a modular repository; components that lie in the folder are read from there."""
-    stock: Any = ModularPipeline.from_pretrained(str(folder), local_files_only=True)
+def open_modular(folder: Path, dtype: torch.dtype, only_here: bool = True) -> Modular:
+    """The pipeline of a modular repository.
+
+    Components that lie in the folder are read from there; others, unless `only_here`, from where it says.
+    """
+    stock: Any = ModularPipeline.from_pretrained(str(folder), local_files_only=only_here)
     here = {name: str(folder) for name in stock.components if (folder / name).is_dir()}
     stock.load_components(
         dtype=dtype,
-        local_files_only=True,
+        local_files_only=only_here,
         pretrained_model_name_or_path={**here},
         subfolder={n: n for n in here},
     )

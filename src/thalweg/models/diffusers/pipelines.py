@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from huggingface_hub import hf_hub_download, snapshot_download
 from PIL import Image
 from torch import nn
 
@@ -28,8 +29,8 @@ FRAMES_PER_LATENT = ("scale_factor_temporal", "temporal_compression_ratio")
 def open_pipeline(model: DiffusersModel) -> Any:
     """The stock pipeline, frozen, in evaluation mode, on its device."""
     folder = Path(model.path)
-    is_modular = (folder / INDEX).is_file() and not (folder / "model_index.json").is_file()
-    if folder.exists() and not is_modular and not (folder / "model_index.json").is_file():
+    is_classic, is_modular = (_holds(model, index) for index in ("model_index.json", INDEX))
+    if folder.exists() and not is_classic and not is_modular:
         raise UserError(
             f"model.path='{model.path}': no pipeline there (model_index.json is missing, and {INDEX}); give "
             "the folder that `save_pretrained` wrote"
@@ -39,8 +40,10 @@ def open_pipeline(model: DiffusersModel) -> Any:
             f"model.path='{model.path}': no such folder; give a pipeline's folder, or owner/name on the hub"
         )
     try:
-        if is_modular:
-            pipeline: Any = open_modular(folder, DTYPES[model.precision])
+        if is_modular and not is_classic:
+            is_here = folder.exists()
+            there = folder if is_here else Path(snapshot_download(model.path, revision=model.revision))
+            pipeline: Any = open_modular(there, DTYPES[model.precision], only_here=is_here)
         else:
             pipeline = DiffusionPipeline.from_pretrained(
                 model.path,
@@ -59,6 +62,17 @@ def open_pipeline(model: DiffusersModel) -> Any:
         raise UserError(f"model.path='{model.path}': {problem}") from error
     _require_device(model.device)
     return prepare(pipeline, model.device)
+
+
+def _holds(model: DiffusersModel, file: str) -> bool:
+    """Whether the folder has the file, or else the repository of that name on the hub, or in its cache."""
+    folder = Path(model.path)
+    if folder.exists() or model.path.count("/") != 1:
+        return (folder / file).is_file()
+    try:
+        return Path(hf_hub_download(model.path, file, revision=model.revision)).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def prepare(pipeline: Any, device: str = "cpu") -> Any:
