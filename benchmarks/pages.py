@@ -1,0 +1,113 @@
+"""Writes what the stored results say into the documentation: no number is typed by hand.
+
+    python benchmarks/pages.py
+
+A page of a method gets a paragraph between `<!-- numbers -->` and `<!-- end -->`; any page gets the named
+columns of a stored table between `<!-- table FOLDER: COLUMN, ... -->` and `<!-- end -->`, where COLUMN may be
+the beginning of a title. A test holds the pages against the results.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from thalweg.core.files import write_whole
+from thalweg.training.bench import stored_curve, stored_results
+from thalweg.training.compare import BASELINE, table
+
+DOCS = Path(__file__).parents[1] / "docs"
+TASKS = {"main-scenes": "Scenes", "main-glyphs": "Glyphs", "trajectory": "Scenes", "forward": "Scenes"}
+"""Folders of docs/results, and what was learnt there; of one task the first that has the recipe counts."""
+NUMBERS = re.compile(r"(<!-- numbers -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table ([\w-]+): ([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The stored table of a comparison: its titles, and each recipe's cells by title."""
+
+    budget: float
+    titles: Sequence[str]
+    rows: Mapping[str, Mapping[str, str]]
+
+    def title(self, beginning: str) -> str:
+        """The title that is asked for, or the first that begins so."""
+        if beginning in self.titles:
+            return beginning
+        return next(title for title in self.titles if title.startswith(beginning))
+
+
+def stored_table(folder: Path) -> Table | None:
+    """None where nothing is stored."""
+    results = stored_results(folder)
+    if not results:
+        return None
+    head, _, *body = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table(results, stored_curve(folder)).splitlines()
+    ]
+    return Table(results[0].budget, head, {row[0]: dict(zip(head, row, strict=True)) for row in body})
+
+
+def numbers_of(recipe: str, tables: Mapping[str, Table]) -> str:
+    """What a page of a method says of its runs: a paragraph, or a line where there are none."""
+    said: dict[str, str] = {}
+    for folder, task in TASKS.items():
+        if folder in tables and recipe in tables[folder].rows and task not in said:
+            said[task] = _sentences(recipe, task, tables[folder])
+    if not said:
+        return "Not measured yet: [results](../results/index.md)."
+    claim = next(t.rows[recipe]["published claim"] for t in tables.values() if recipe in t.rows)
+    return " ".join(
+        ["**Our numbers.**", *said.values(), f"Published: {claim}. [Results](../results/index.md)."]
+    )
+
+
+def _sentences(recipe: str, task: str, table: Table) -> str:
+    row = table.rows[recipe]
+    words = (
+        f"{task}, {table.budget:g} s of processor time, seeds {row['seeds']}: strict {row['base']} -> "
+        f"{row['final']}, best {row['best']}, diversity kept {row['diversity kept']}, {row['passes']} passes, "
+        f"{row['with gradient']} with gradient."
+    )
+    costs = [title for title in table.titles if " to " in title]
+    if recipe == BASELINE or not costs:
+        return words
+    level, spent = costs[0].split(" to ")[1], [row[title] for title in costs]
+    if set(spent) == {"not reached"}:
+        return f"{words} The {level} that `{BASELINE}` ends with is not reached."
+    return f"{words} To the {level} that `{BASELINE}` ends with: {spent[0]} s, {spent[1]} passes."
+
+
+def filled(page: str, recipe: str, tables: Mapping[str, Table]) -> str:
+    """The page with its paragraph and its tables written anew."""
+
+    def written(text: Callable[[re.Match[str]], str]) -> Callable[[re.Match[str]], str]:
+        return lambda match: f"{match[1]}{text(match)}\n{match[match.lastindex or 0]}"
+
+    page = NUMBERS.sub(written(lambda _: numbers_of(recipe, tables)), page)
+    return TABLE.sub(written(lambda match: _columns(tables[match[2]], match[3].split(", "))), page)
+
+
+def _columns(table: Table, beginnings: Sequence[str]) -> str:
+    titles = [table.title(beginning) for beginning in beginnings]
+    lines = [
+        titles,
+        ["---"] * len(titles),
+        *([row[title] for title in titles] for row in table.rows.values()),
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def pages(docs: Path = DOCS) -> dict[Path, str]:
+    """Every page that holds numbers, as it should be."""
+    found = {name: stored_table(docs / "results" / name) for name in TASKS}
+    tables = {name: table for name, table in found.items() if table is not None}
+    paths = [*sorted((docs / "methods").glob("*.md")), docs / "results" / "index.md"]
+    return {path: filled(path.read_text("utf-8"), path.stem, tables) for path in paths}
+
+
+if __name__ == "__main__":
+    for path, page in pages().items():
+        write_whole(path, page)

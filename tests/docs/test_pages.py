@@ -1,0 +1,40 @@
+import pages
+import pytest
+from pages import Table, filled, numbers_of
+
+TITLES = ["recipe", "seeds", "base", "final", "best", "diversity kept", "passes", "with gradient"]
+TITLES += ["CPU s", "CPU s to 0.700", "passes to 0.700", "published claim"]
+
+
+def row(recipe, *spent):
+    cells = [recipe, "0, 1", "0.600", "0.700", "0.710", "1.00", "900", "300", "240", *spent, "twice as fast"]
+    return dict(zip(TITLES, cells, strict=True))
+
+
+TABLES = {
+    "main-scenes": Table(240.0, TITLES, {"mix-grpo": row("mix-grpo", "120 (2.0x)", "400 (1.5x)")}),
+    "trajectory": Table(240.0, TITLES, {"gcpo": row("gcpo", "not reached", "not reached")}),
+}
+
+
+def test_pages_say_what_the_stored_results_say():
+    for path, page in pages.pages().items():
+        assert path.read_text("utf-8") == page, f"{path.name}: run benchmarks/pages.py"
+
+
+def test_a_paragraph_tells_runs_and_costs_and_the_claim():
+    said = numbers_of("mix-grpo", TABLES)
+    assert "Scenes, 240 s of processor time, seeds 0, 1: strict 0.600 -> 0.700" in said
+    assert "To the 0.700 that `flow-grpo` ends with: 120 (2.0x) s, 400 (1.5x) passes." in said
+    assert "Published: twice as fast." in said
+    assert "0.700 that `flow-grpo` ends with is not reached" in numbers_of("gcpo", TABLES)
+    assert numbers_of("otca", TABLES).startswith("Not measured yet")
+
+
+def test_a_page_keeps_everything_around_its_numbers():
+    page = "# A\n\n<!-- table main-scenes: recipe, CPU s, CPU s to -->\nold\n<!-- end -->\n\nafter\n"
+    expected = "| recipe | CPU s | CPU s to 0.700 |\n| --- | --- | --- |\n| mix-grpo | 240 | 120 (2.0x) |\n"
+    assert filled(page, "index", TABLES) == page.replace("old\n", expected)
+    assert filled("text alone", "index", TABLES) == "text alone"
+    with pytest.raises(StopIteration):
+        filled(page.replace("CPU s to", "colour"), "index", TABLES)
