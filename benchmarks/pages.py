@@ -59,17 +59,16 @@ def numbers_of(recipe: str, tables: Mapping[str, Table]) -> str:
     if not said:
         return "Not measured yet: [results](../results/index.md)."
     claim = next(t.rows[recipe]["published claim"] for t in tables.values() if recipe in t.rows)
-    return " ".join(
-        ["**Our numbers.**", *said.values(), f"Published: {claim}. [Results](../results/index.md)."]
-    )
+    published = f"Published: {claim}. [Results](../results/index.md)."
+    return " ".join(["**Our numbers.**", *said.values(), published])
 
 
 def _sentences(recipe: str, task: str, table: Table) -> str:
     row = table.rows[recipe]
     words = (
         f"{task}, {table.budget:g} s of processor time, seeds {row['seeds']}: strict {row['base']} -> "
-        f"{row['final']}, best {row['best']}, diversity kept {row['diversity kept']}, {row['passes']} passes, "
-        f"{row['with gradient']} with gradient."
+        f"{row['final']}, best {row['best']}, diversity kept {row['diversity kept']}, "
+        f"{row['passes']} passes, {row['with gradient']} with gradient."
     )
     costs = [title for title in table.titles if " to " in title]
     if recipe == BASELINE or not costs:
@@ -77,7 +76,7 @@ def _sentences(recipe: str, task: str, table: Table) -> str:
     level, spent = costs[0].split(" to ")[1], [row[title] for title in costs]
     if set(spent) == {"not reached"}:
         return f"{words} The {level} that `{BASELINE}` ends with is not reached."
-    return f"{words} To the {level} that `{BASELINE}` ends with: {spent[0]} s, {spent[1]} passes."
+    return f"{words} To the {level} that `{BASELINE}` ends with: seconds {spent[0]}, passes {spent[1]}."
 
 
 def filled(page: str, recipe: str, tables: Mapping[str, Table]) -> str:
@@ -92,12 +91,8 @@ def filled(page: str, recipe: str, tables: Mapping[str, Table]) -> str:
 
 def _columns(table: Table, beginnings: Sequence[str]) -> str:
     titles = [table.title(beginning) for beginning in beginnings]
-    lines = [
-        titles,
-        ["---"] * len(titles),
-        *([row[title] for title in titles] for row in table.rows.values()),
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rows = [[row[title] for title in titles] for row in table.rows.values()]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *rows])
 
 
 def pages(docs: Path = DOCS) -> dict[Path, str]:
