@@ -25,7 +25,7 @@ def test_pages_say_what_the_stored_results_say():
 def test_a_paragraph_tells_runs_and_costs_and_the_claim():
     said = numbers_of("mix-grpo", TABLES)
     assert "Scenes, 240 s of processor time, seeds 0, 1: strict 0.600 -> 0.700" in said
-    assert "To the 0.700 that `flow-grpo` ends with: 120 (2.0x) s, 400 (1.5x) passes." in said
+    assert "To the 0.700 that `flow-grpo` ends with: seconds 120 (2.0x), passes 400 (1.5x)." in said
     assert "Published: twice as fast." in said
     assert "0.700 that `flow-grpo` ends with is not reached" in numbers_of("gcpo", TABLES)
     assert numbers_of("otca", TABLES).startswith("Not measured yet")
