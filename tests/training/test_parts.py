@@ -9,14 +9,18 @@ from thalweg.core.forest import Scores
 from thalweg.core.processes import Processes
 from thalweg.core.values import Media, Prompt
 from thalweg.credit import GroupCredit, RoutedCredit
+from thalweg.evaluation.benchmark import Evaluation
+from thalweg.evaluation.measure import measure
 from thalweg.flow import Heun, Uniform
-from thalweg.models import Policy, SoundingModel
+from thalweg.models import MiniatureModel, Policy, SoundingModel
 from thalweg.models.contract import HasParts
 from thalweg.models.miniature.sounding import SoundingPolicy
 from thalweg.objectives import Forward
 from thalweg.objectives.rules import Implicit
+from thalweg.rewards import WorldReward
 from thalweg.rollout import Deterministic, Rollout, Root, grow
 from thalweg.training.backward import backward
+from thalweg.worlds import find_world
 
 ROLLOUT = Rollout(plan=Deterministic(), group_size=4, steps=3)
 ROOTS = [Root(slot, group, slot * 4 + group, slot) for slot in (0, 1) for group in range(4)]
@@ -59,6 +63,17 @@ def test_the_picture_is_that_of_the_model_without_a_sound(sounding, tiny_policy,
     assert isinstance(made, Media) and made.frames is not None and made.audio is not None
     assert_close(made.frames[:, 0], alone.decode(x[:, :768].unflatten(1, (3, 16, 16))))
     assert_close(made.audio[:, 0], x[:, 768:].clamp(-1, 1))
+
+
+def test_accuracy_is_that_of_the_pictures():
+    world, judge = find_world("scenes"), WorldReward(world="scenes", strict=True)
+    asked = world.held_out_prompts()[::55]  # the same noise begins the latents of both
+    found, alone = (
+        measure(model.load(), asked, [judge], world, Evaluation(), Processes())["accuracy"]
+        for model in (SoundingModel(), MiniatureModel())
+    )
+    assert 0 < alone < 1
+    assert found == alone
 
 
 def test_named_weights_act_on_both_networks(sounding, prompts):

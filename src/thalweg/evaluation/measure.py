@@ -36,8 +36,9 @@ def measure(
     columns = {"reward": total(scores, rewards)} | {
         f"reward/{name}": values for name, values in scores.items()
     }
-    images, mine, _ = made[0]
-    if world is not None and isinstance(images, Tensor):  # a world's are of one size
+    samples, mine, _ = made[0]  # a world's are of one size
+    images = samples.stills if isinstance(samples, Media) else samples
+    if world is not None and images is not None:
         columns["strict"] = torch.tensor(
             [float(world.judge(i, p).strict) for i, p in zip(images, mine, strict=True)]
         )
