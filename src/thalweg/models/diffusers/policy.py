@@ -21,6 +21,7 @@ from thalweg.models.contract import Passes
 from thalweg.models.diffusers.adapters import add_adapters
 from thalweg.models.diffusers.encoder import Encoder, is_key
 from thalweg.models.diffusers.families import Family, family_of
+from thalweg.models.diffusers.gradient_scales import scale_gradients
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import name_of
 from thalweg.models.diffusers.pipelines import arguments, arguments_of_size, networks
@@ -49,6 +50,7 @@ class DiffusersPolicy:
             self._look_at_the_latents()
         parameters = add_adapters(self.networks, model.lora)
         self.weights = NamedWeights(parameters)
+        scale_gradients(self.networks, model.gradient_scales)
         if model.gradient_checkpointing:
             self._checkpoint_gradients()
 
