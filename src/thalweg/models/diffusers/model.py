@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from thalweg.core.blocks import Blocks
 from thalweg.core.errors import UserError
 from thalweg.core.part import Part
 
@@ -14,13 +15,6 @@ if TYPE_CHECKING:
 
 OURS = ("prompt", "latents", "num_inference_steps", "output_type", "generator", "sigmas", "timesteps")
 """Arguments of a pipeline's call that the policy gives."""
-
-
-def in_order(blocks: tuple[int, int] | None) -> tuple[int, int] | None:
-    """First and last block of a setting, as they are; raises ValueError where they are none."""
-    if blocks is not None and not 0 <= blocks[0] <= blocks[1]:
-        raise ValueError(f"{list(blocks)}: first and last block, counted from 0; give the smaller one first")
-    return blocks
 
 
 class Adapters(Part):
@@ -49,13 +43,8 @@ class GradientScale(Part):
     """The argument of the modules: `encoder_hidden_states`, what attention takes keys and values from."""
     scale: float = Field(ge=0)
     """s: 0 stops the gradient, 1 leaves it."""
-    blocks: tuple[int, int] | None = None
+    blocks: Blocks | None = None
     """First and last of the network's blocks it acts in, counted from 0; None takes all."""
-
-    @field_validator("blocks")
-    @classmethod
-    def _in_order(cls, blocks: tuple[int, int] | None) -> tuple[int, int] | None:
-        return in_order(blocks)
 
 
 class DiffusersModel(Part):
