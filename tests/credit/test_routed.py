@@ -49,9 +49,7 @@ def test_the_weight_rises_in_a_straight_line(iteration, expected):
 def forest(linear_policy):
     policy = linear_policy()
     rollout = Rollout(plan=Deterministic(), group_size=2, steps=2)
-    grown = grow(
-        policy, [Prompt("a")], [Root(0, 0, 0, 0), Root(0, 1, 1, 0)], rollout, seed=0, iteration=200
-    )
+    grown = grow(policy, [Prompt("a")], [Root(0, 0, 0, 0), Root(0, 1, 1, 0)], rollout, seed=0, iteration=200)
     size = grown.latents[0].numel()
     paid = torch.arange(2.0 * size).view(2, size)
     paid[:, -1] = NAN

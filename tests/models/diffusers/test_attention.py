@@ -34,7 +34,7 @@ def random(*shape, seed=0):
 
 @pytest.fixture
 def module():
-    """Two heads of four channels over queries of 8 channels and keys of 6, with norms and turned positions."""
+    """Two heads of four channels over queries of 8 channels and keys of 6, with norms."""
     attention = LTX2Attention(query_dim=8, heads=2, kv_heads=2, dim_head=4, cross_attention_dim=6).eval()
     for seed, parameter in enumerate(attention.parameters()):
         parameter.data = random(*parameter.shape, seed=seed)
@@ -257,9 +257,11 @@ def test_attention_out_of_sight_is_refused(tiny_policy_of, monkeypatch):
     policy = tiny_policy_of("ltx2")
 
     def of_another_backend(query, key, value, **options):
-        return torch.softmax(query.transpose(1, 2) @ key.permute(0, 2, 3, 1), -1).matmul(
-            value.transpose(1, 2)
-        ).transpose(1, 2)
+        return (
+            torch.softmax(query.transpose(1, 2) @ key.permute(0, 2, 3, 1), -1)
+            .matmul(value.transpose(1, 2))
+            .transpose(1, 2)
+        )
 
     monkeypatch.setattr(
         "diffusers.models.transformers.transformer_ltx2.dispatch_attention_fn", of_another_backend

@@ -5,8 +5,9 @@ import torch
 from pydantic import ValidationError
 from torch.testing import assert_close
 
-from models.diffusers.stock import PROMPTS
+from models.diffusers.stock import PROMPTS, model_of
 from thalweg.core.errors import UserError
+from thalweg.models.diffusers.doctor import examine_pipeline
 from thalweg.models.diffusers.model import DiffusersModel, GradientScale
 
 SIGMA = torch.tensor([0.8, 0.4])
@@ -121,6 +122,14 @@ def test_an_input_that_is_scaled_twice_or_never_given_is_refused(tiny_policy_of)
     policy = tiny_policy_of("ltx2", gradient_scales=(absent,))
     with pytest.raises(UserError, match="the pipeline does not give it to 'attn1'"):
         policy.velocity(torch.zeros(1, *policy.latent_shape), SIGMA[:1], policy.encode(PROMPTS[:1]))
+
+
+def test_the_doctor_says_how_many_inputs_are_scaled_and_what_can_be_looked_at(tiny_folder):
+    model = model_of("ltx2", path=str(tiny_folder("ltx2")), gradient_scales=surgery(0.5, blocks=(0, 1)))
+    found = {finding.what: finding for finding in examine_pipeline(model)}
+    assert found["inputs with scaled gradient"].value == "2"
+    assert found["attention that can be noted"].value == "video_to_audio_attn, audio_to_video_attn"
+    assert found["replay error"].value == "0"
 
 
 def test_blocks_are_first_and_last():

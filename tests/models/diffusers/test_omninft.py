@@ -113,7 +113,9 @@ def test_the_full_size_recipe_has_both_taps():
         ((1, 10), 0.1),
         ((40, 47), 0.3),
     ]
-    assert [step for step in range(20) if noted.acts(step, 20)] == list(range(10, 19))  # int(.5 20), int(.9 20)
+    assert [step for step in range(20) if noted.acts(step, 20)] == list(
+        range(10, 19)
+    )  # int(.5 20), int(.9 20)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +144,7 @@ def test_attention_that_is_not_read_or_not_there_is_refused_in_a_line(recipe, ov
     refused(thalweg("train", recipe, *overrides, "--dry-run"), *words)
 
 
-def test_a_pipeline_whose_attention_is_not_known_is_refused_before_anything_is_written(
-    settings_of, tmp_path
-):
+def test_a_pipeline_whose_attention_is_not_known_is_refused_before_anything_is_written(settings_of, tmp_path):
     overrides = settings_of("wan") | {
         "rewards": ["brightness"],
         "credit": {"kind": "routed", "parts": [["brightness"], []], "attended": {}},

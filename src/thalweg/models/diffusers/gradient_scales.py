@@ -20,9 +20,9 @@ from thalweg.models.diffusers.model import GradientScale
 from thalweg.models.diffusers.taps import tapped
 
 
-def scale_gradients(networks: Mapping[str, nn.Module], scales: Sequence[GradientScale]) -> None:
-    """Let the scales act in every pass with gradients from now on. Comes after the adapters, which stand in
-    the place of the layers they adapt.
+def scale_gradients(networks: Mapping[str, nn.Module], scales: Sequence[GradientScale]) -> int:
+    """Let the scales act in every pass with gradients from now on; returns at how many inputs they do. Comes
+    after the adapters, which stand in the place of the layers they adapt.
     """
     taken: dict[tuple[str, str], int] = {}
     for number, scale in enumerate(scales):
@@ -36,6 +36,7 @@ def scale_gradients(networks: Mapping[str, nn.Module], scales: Sequence[Gradient
             taken[name, scale.input] = number
             hook = _scaling(_position(module, scale, place), scale, place)
             module.register_forward_pre_hook(hook, with_kwargs=True)
+    return len(taken)
 
 
 def _position(module: nn.Module, scale: GradientScale, place: str) -> int:

@@ -53,7 +53,7 @@ class DiffusersPolicy:
             self._look_at_the_latents()
         parameters = add_adapters(self.networks, model.lora)
         self.weights = NamedWeights(parameters)
-        scale_gradients(self.networks, model.gradient_scales)
+        self.scaled_inputs = scale_gradients(self.networks, model.gradient_scales)
         if model.gradient_checkpointing:
             self._checkpoint_gradients()
 
