@@ -215,20 +215,22 @@ def test_rows_keep_their_own_in_any_micro_batch_and_in_shares(policy):
 def test_every_leaf_of_a_tree_has_that_of_its_own_branch(policy):
     forked = grown(
         policy,
-        [Root(0, 0, 0, 0)],
-        plan=Tree(branching=2, forks=(0,), start=0, size=1),
+        [Root(0, 0, 0, 0), Root(1, 0, 1, 1)],
+        plan=Tree(branching=2, forks=(1,), start=0, size=2),
         kernel=FlowSDE(),
         seed_groups=1,
         attention=Attention(modules=LOOK[0], start=0, end=0.5),
     )
-    condition = policy.encode(PROMPTS[:1]).index(torch.zeros(2, dtype=torch.int64))
+    condition = policy.encode(PROMPTS).index(forked.leaf_condition)
     at_steps = [
         policy.attended(forked.paths[:, step], forked.sigmas[:, step], condition, *LOOK)[1]
         for step in range(3)
     ]
+    assert len(forked.leaves) == 4
     assert_close(forked.attention, torch.stack(at_steps).mean(0), equal_nan=True)
-    assert torch.equal(at_steps[0][0].nan_to_num(), at_steps[0][1].nan_to_num())
-    assert not torch.allclose(at_steps[1][0], at_steps[1][1], equal_nan=True)
+    for step, is_shared in enumerate((True, True, False)):
+        first, second = at_steps[step][:2].nan_to_num()
+        assert torch.allclose(first, second) == is_shared
 
 
 def test_the_calls_of_heun_are_counted_as_steps(policy):
