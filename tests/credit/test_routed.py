@@ -64,6 +64,7 @@ def assigned(forest, **settings):
 
 def test_regions_are_those_of_the_parts_times_the_weights_of_the_iteration(forest):
     plain, weighed = assigned(forest), assigned(forest, attended=Attended(fraction=0.5))
+    assert plain.regions is not None and weighed.regions is not None
     assert torch.equal(plain.leaves, weighed.leaves)
     own = Attended(fraction=0.5).weights(forest.attention, 200)
     assert float(own.max()) == pytest.approx(1.25)  # half way from 1 to 1.5
@@ -72,10 +73,11 @@ def test_regions_are_those_of_the_parts_times_the_weights_of_the_iteration(fores
 
 
 def test_a_weight_of_one_is_plain_routed_credit(forest):
-    plain = assigned(forest)
-    assert torch.equal(assigned(forest, attended=Attended(weight=1.0, warmup=0)).regions, plain.regions)
-    first = replace(forest, iteration=0)
-    assert torch.equal(assigned(first, attended=Attended()).regions, plain.regions)
+    first, plain = replace(forest, iteration=0), assigned(forest).regions
+    idle = assigned(forest, attended=Attended(weight=1.0, warmup=0)).regions
+    rising = assigned(first, attended=Attended()).regions
+    assert plain is not None and idle is not None and rising is not None
+    assert torch.equal(idle, plain) and torch.equal(rising, plain)
 
 
 def test_the_error_of_a_part_is_the_weighted_mean_of_its_elements():
