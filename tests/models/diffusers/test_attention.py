@@ -137,7 +137,7 @@ def test_passes_of_other_processes_are_not_noted(module):
 def test_each_token_of_the_part_is_paid_and_the_velocity_stays_to_the_bit(name, tiny_policy_of):
     call = {**PLAIN_LTX2, "audio_guidance_scale": 1.0}
     policy: DiffusersPolicy = tiny_policy_of("ltx2", guidance_scale=1.0, call=call)
-    assert isinstance(policy, HasAttention) and policy.passes_per_velocity == 1
+    assert all(isinstance(one, HasAttention) for one in (policy,)) and policy.passes_per_velocity == 1
     x, condition = random(2, *policy.latent_shape), policy.encode(PROMPTS)
     with torch.no_grad():
         expected = policy.velocity(x, SIGMA, condition)
