@@ -34,6 +34,7 @@ def test_every_family_that_was_promised_has_its_recipes():
         "wan2.2/otca",
         "hunyuanvideo-1.5/dance-grpo",
         "ltx-2/diffusion-nft",
+        "ltx-2/omninft",
         "stable-audio-3/diffusion-nft",
     }
 

@@ -155,6 +155,12 @@ class Forest:
     """Level and row of the node that each probe tells the worth of."""
     parts: tuple[int, ...] = (0,)
     """Latent elements of each part of a state, where the model tells several apart."""
+    iteration: int = 0
+    """Of the run, in which it grew."""
+    attention: Float[Tensor, "B ..."] | None = None
+    """How much attention each element of a leaf was paid on its way, a mean over the steps that are noted
+    (`rollout.attention`), on the CPU; NaN at elements that are not looked at. None where nothing is noted.
+    """
     starts: Float[Tensor, "B ..."] | None = None
     """The noise that each leaf comes from, where some leaves were given and their noise was worked out."""
 

@@ -44,6 +44,9 @@ def joined(forests: Sequence[Forest]) -> Forest:
         leaf_node=torch.cat([f.leaf_node + before[-1, i] for i, f in enumerate(forests)]),
         probe_node=torch.cat([f.probe_node + before[-1, i] for i, f in enumerate(forests)]),
         probe_start=torch.cat(probe_start),
+        attention=None
+        if first.attention is None
+        else _under_each_other([forest.attention for forest in forests if forest.attention is not None]),
         parts=first.parts if _alike([forest.latents for forest in forests]) else (0,),
     )
 

@@ -73,6 +73,29 @@ class HasParts(Protocol):
 
 
 @runtime_checkable
+class HasAttention(Protocol):
+    """A policy whose network can say where it looks."""
+
+    def require_attention(self, modules: str, blocks: tuple[int, int] | None) -> None:
+        """Raises UserError where the network has no such attention, or nobody knows what it looks at."""
+        ...
+
+    def attended(
+        self,
+        x: Float[Tensor, "B ..."],
+        sigma: Float[Tensor, " B"],
+        condition: Condition,
+        modules: str,
+        blocks: tuple[int, int] | None,
+    ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
+        """`velocity`, and how much attention each latent element is paid on the way by modules of that name
+        in these blocks (first and last; None: all): a mean over heads and blocks, a sum over who pays; NaN at
+        elements that they do not look at. Of a guided velocity, by the conditional pass.
+        """
+        ...
+
+
+@runtime_checkable
 class HasSizes(Protocol):
     """A policy whose prompts may ask for samples of different sizes; `encode` writes them into `SIZE`."""
 

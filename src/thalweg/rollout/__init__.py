@@ -1,5 +1,6 @@
 """Which randomness, at which steps: prompts in, a forest of trajectories out."""
 
+from thalweg.rollout.attention import Attention
 from thalweg.rollout.explore import Explore, rank_agreement
 from thalweg.rollout.grow import grow
 from thalweg.rollout.guidance import Guidance, Value
@@ -19,6 +20,7 @@ from thalweg.rollout.settings import Rollout
 
 __all__ = [
     "AllSteps",
+    "Attention",
     "Branch",
     "BranchBudget",
     "Candidates",

@@ -17,8 +17,9 @@ from thalweg.core.join import joined
 from thalweg.core.noise import Address, normals
 from thalweg.core.values import Condition, Prompt
 from thalweg.flow import Memory, Transition, flow_norm
-from thalweg.models.contract import HasParts, Policy
+from thalweg.models.contract import HasAttention, HasParts, Policy
 from thalweg.models.sizes import by_size, sizes_in
+from thalweg.rollout.attention import Attention
 from thalweg.rollout.guidance import Value
 from thalweg.rollout.root import Root
 from thalweg.rollout.settings import Rollout
@@ -108,20 +109,33 @@ def _grown(
     x = to_latent_precision(noise.to(policy.device))
     levels = [_level(layouts, 0, sigmas, nodes, torch.full((len(nodes),), -1), x, None, False, keep_states)]
     memory: Memory = None
+    attention, steps = rollout.attention, range(len(sigmas) - 1)
+    noted = [step for step in steps if attention is not None and attention.acts(step, len(steps))]
+    paid = torch.zeros_like(x) if noted else None
     with policy.weights.use(rollout.weights):
         # Embeddings are those of the weights that act, so that a variant that is not moved changes nothing.
         varied = (
             vary.variants_of(policy, condition, roots, seed=seed, iteration=iteration) if vary else condition
         )
-        for step in range(len(sigmas) - 1):
+        for step in steps:
             of_root = torch.tensor([node.root for node in nodes], dtype=torch.int64)
             here = condition.index(rows[of_root])
             if vary is not None:
                 here = vary.at(policy, here, varied.index(of_root), float(sigmas[step]))
             nodes, parents = _children(layouts, nodes, step)
-            with policy.weights.use(rollout.weights_at(step, len(sigmas) - 1)):
-                velocity = _velocity(policy, x, sigmas[step], here, parents, rollout.micro_batch)
+            with policy.weights.use(rollout.weights_at(step, len(steps))):
+                velocity, paid_here = _velocity(
+                    policy,
+                    x,
+                    sigmas[step],
+                    here,
+                    parents,
+                    rollout.micro_batch,
+                    attention if step in noted else None,
+                )
             x = x[parents]
+            if paid is not None:
+                paid = paid[parents] if paid_here is None else paid[parents] + paid_here / len(noted)
             memory = None if memory is None else {name: kept[parents] for name, kept in memory.items()}
             x_next, memory = rollout.solver.step(
                 x, velocity, float(sigmas[step]), float(sigmas[step + 1]), memory
@@ -150,20 +164,37 @@ def _grown(
                 _level(layouts, step + 1, sigmas, nodes, parents, x, transition, keep_mean, keep_states)
             )
     parts = policy.parts if isinstance(policy, HasParts) else (math.prod(policy.latent_shape),)
-    return replace(_forest(levels, nodes, roots, prompts, condition), parts=parts)
+    forest = _forest(levels, nodes, roots, prompts, condition)
+    return replace(
+        forest,
+        parts=parts,
+        iteration=iteration,
+        attention=None if paid is None else paid[forest.leaf_node.to(paid.device)].cpu(),
+    )
 
 
 def _velocity(
-    policy: Policy, x: Tensor, sigma: Tensor, here: Condition, parents: Tensor, micro_batch: int
-) -> Tensor:
-    """The velocity at each child's parent: one pass for each node that has children."""
+    policy: Policy,
+    x: Tensor,
+    sigma: Tensor,
+    here: Condition,
+    parents: Tensor,
+    micro_batch: int,
+    attention: Attention | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The velocity at each child's parent, and what attention its elements are paid where that is noted: one
+    pass for each node that has children.
+    """
     passing, of_child = torch.unique(parents, return_inverse=True)
     if len(passing) == 0:
-        return x[passing]
-    velocity = torch.cat(
-        [policy.velocity(x[p], sigma.expand(len(p)), here.index(p)) for p in passing.split(micro_batch)]
-    )
-    return velocity[of_child]
+        return x[passing], None
+    asked = ((x[p], sigma.expand(len(p)), here.index(p)) for p in passing.split(micro_batch))
+    if attention is None:
+        return torch.cat([policy.velocity(*at) for at in asked])[of_child], None
+    assert isinstance(policy, HasAttention)  # asked when it was loaded
+    pairs = [policy.attended(*at, attention.modules, attention.blocks) for at in asked]
+    velocity, paid = (torch.cat(column)[of_child] for column in zip(*pairs, strict=True))
+    return velocity, paid
 
 
 def _transition(

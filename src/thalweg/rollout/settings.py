@@ -13,6 +13,7 @@ from thalweg.core.noise import Address
 from thalweg.core.part import Part
 from thalweg.flow import DynamicShift, Euler, Heun, Kernel, Schedule, Shifted, Solver
 from thalweg.models.weights import POLICY
+from thalweg.rollout.attention import Attention
 from thalweg.rollout.explore import Explore
 from thalweg.rollout.finish import Finish
 from thalweg.rollout.guidance import Guidance
@@ -51,6 +52,8 @@ class Rollout(Part):
     """Sample under varied conditions; training sees the original one (E2PO)."""
     explore: Explore | None = None
     """Choose the initial noises of an iteration among many by cheap samples (Sol-RL)."""
+    attention: Attention | None = None
+    """Note down where the network looks while samples are made, for credit 'routed' with `attended`."""
     given: tuple[Given, ...] = ()
     """Samples of each prompt that are given and not drawn, the first ones of its group: pictures by the
     embedded world that are right, or the same ones spoiled in one thing. They cost no pass.

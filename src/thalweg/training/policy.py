@@ -6,6 +6,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.models import Policy
+from thalweg.models.contract import HasAttention
 from thalweg.objectives import OnPolicyDistillation
 from thalweg.training.folder import checkpoint
 from thalweg.training.folder.run import OURS
@@ -20,6 +21,13 @@ def load_policy(recipe: Recipe, *, is_saved: bool = False) -> Policy:
     Where a checkpoint holds the weights (`is_saved`), `init` is not needed any more and may be gone.
     """
     policy = recipe.model.load()
+    attention = recipe.rollout.attention
+    if attention is not None:
+        if not isinstance(policy, HasAttention):
+            raise UserError(
+                f"rollout.attention: the model '{recipe.model.kind}' cannot say where it looks; leave it out"
+            )
+        policy.require_attention(attention.modules, attention.blocks)
     if recipe.init is not None and not is_saved:
         with torch.no_grad():
             checkpoint.fill(policy.weights.tensors("policy"), checkpoint.weights_file(recipe.init))

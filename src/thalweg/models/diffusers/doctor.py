@@ -97,6 +97,7 @@ def examine_pipeline(model: DiffusersModel) -> list[Finding]:
         Finding(
             "trained parameters", f"{sum(p.numel() for p in policy.weights.parameters.values()):,}", True
         ),
+        *_taps(policy),
         _parity(policy, noise[:1], sigmas, states, tolerance),
         _replay(policy, noise),
         *_gradients(policy, noise),
@@ -104,6 +105,13 @@ def examine_pipeline(model: DiffusersModel) -> list[Finding]:
         _decoding(policy, states, outputs, tolerance),
     ]
     return findings
+
+
+def _taps(policy: DiffusersPolicy) -> list[Finding]:
+    """Where gradients are scaled, and which attention can be noted; nothing where neither is."""
+    scaled, known = policy.scaled_inputs, ", ".join(policy.family.attended)
+    findings = [Finding("inputs with scaled gradient", str(scaled), True)] if scaled else []
+    return [*findings, Finding("attention that can be noted", known, True)] if known else findings
 
 
 def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -5,7 +5,7 @@ pipeline that is not listed works by it; `thalweg doctor model=FOLDER` says whet
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -34,6 +34,10 @@ class Family:
     """Texts besides the prompt that are given for each sample; a prompt's metadata may name them."""
     audio_seconds: str = "duration"
     """The argument for the length of a sound."""
+    attended: Mapping[str, int] = field(default_factory=dict)
+    """Attention modules, by the ending of their names, whose keys are the tokens of a part of the state, and
+    which part; of a batch that guidance doubles, the conditional rows must be the last.
+    """
     shares_samples: bool = False
     """Processes can share a sample: parts of its tokens give parts of every gradient, and all prompts have
     the same number of tokens (tested by family).
@@ -60,7 +64,11 @@ FAMILIES: dict[str, Family] = {
     "WanImageToVideoPipeline": Family(rows_may_differ=True, shares_samples=True),
     "SanaPipeline": Family(rows_may_differ=True),
     "HunyuanVideo15Pipeline": Family(rows_may_differ=True, decodes_alone=True),
-    "LTX2Pipeline": Family(rows_may_differ=True, latents=("latents", "audio_latents")),
+    "LTX2Pipeline": Family(
+        rows_may_differ=True,
+        latents=("latents", "audio_latents"),
+        attended={"video_to_audio_attn": 0, "audio_to_video_attn": 1},
+    ),
     "StableAudio3Pipeline": Family(rows_may_differ=True),
     "LongCatAudioDiTPipeline": Family(rows_may_differ=True, audio_seconds="audio_duration_s"),
     "StableDiffusion3ModularPipeline": Family(rows_may_differ=True),

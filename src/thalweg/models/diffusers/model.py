@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from thalweg.core.blocks import Blocks
 from thalweg.core.errors import UserError
 from thalweg.core.part import Part
 
@@ -28,6 +29,22 @@ class Adapters(Part):
     """Train the magnitude of each weight apart from its direction (Liu et al. 2024, arXiv:2402.09353)."""
     rslora: bool = False
     """Scale for large ranks (Kalajdzievski 2023, arXiv:2312.03732)."""
+
+
+class GradientScale(Part):
+    """A factor on the gradient that flows back through an input of some modules; what they compute stays.
+
+    It acts wherever a pass is differentiated, with respect to latents too.
+    """
+
+    modules: str = Field(min_length=1)
+    """Ending of the names of the modules, of whole words between dots: `audio_to_video_attn`."""
+    input: str
+    """The argument of the modules: `encoder_hidden_states`, what attention takes keys and values from."""
+    scale: float = Field(ge=0)
+    """s: 0 stops the gradient, 1 leaves it."""
+    blocks: Blocks | None = None
+    """First and last of the network's blocks it acts in, counted from 0; None takes all."""
 
 
 class DiffusersModel(Part):
@@ -53,6 +70,8 @@ class DiffusersModel(Part):
     """Train adapters of this size; null trains all weights of the network."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, one forward more."""
+    gradient_scales: tuple[GradientScale, ...] = ()
+    """Where gradients are scaled on their way back through the network (OmniNFT's gradient surgery)."""
     max_sequence_length: PositiveInt | None = None
     """Text tokens."""
     call: Mapping[str, Any] = Field(default_factory=dict)

@@ -5,7 +5,7 @@ video and sound, are flattened into one row. Shapes: B rows, P prompts, ... the 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from inspect import unwrap
@@ -16,16 +16,20 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from thalweg.core.errors import UserError
+from thalweg.core.names import nearest
 from thalweg.core.values import SIZE, Condition, Media, Metrics, Prompt, Size
 from thalweg.models.contract import Passes
 from thalweg.models.diffusers.adapters import add_adapters
+from thalweg.models.diffusers.attention import noted
 from thalweg.models.diffusers.encoder import Encoder, is_key
 from thalweg.models.diffusers.families import Family, family_of
+from thalweg.models.diffusers.gradient_scales import scale_gradients
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import name_of
 from thalweg.models.diffusers.pipelines import arguments, arguments_of_size, networks
 from thalweg.models.diffusers.readings import VELOCITIES, FlowReading, Reading, discrete
 from thalweg.models.diffusers.seam import Seam
+from thalweg.models.diffusers.taps import tapped
 from thalweg.models.sizes import OWN_SIZE, place_of, size_asked
 from thalweg.models.weights import NamedWeights
 
@@ -49,6 +53,7 @@ class DiffusersPolicy:
             self._look_at_the_latents()
         parameters = add_adapters(self.networks, model.lora)
         self.weights = NamedWeights(parameters)
+        self.scaled_inputs = scale_gradients(self.networks, model.gradient_scales)
         if model.gradient_checkpointing:
             self._checkpoint_gradients()
 
@@ -100,15 +105,44 @@ class DiffusersPolicy:
         self, x: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"], condition: Condition
     ) -> Float[Tensor, "B ..."]:
         """dx/dsigma, guided, in float32: one call of the pipeline for rows that can share one."""
-        self.passes.evaluations += len(x) * self.passes_per_velocity
-        groups = self._rows_together(sigma, condition)
-        if len(groups) == 1:
-            return self.weights.watch(self._velocity(x, sigma, condition))
-        parts = [
-            self._velocity(x[rows.to(x.device)], sigma[rows.to(sigma.device)], condition.index(rows))
-            for rows in groups
-        ]
-        return self.weights.watch(torch.cat(parts)[torch.cat(groups).argsort().to(x.device)])
+        return self.weights.watch(self._in_calls(self._velocity, x, sigma, condition))
+
+    def require_attention(self, modules: str, blocks: tuple[int, int] | None) -> None:
+        """Raises UserError where the network has no such attention, or it is not known what it looks at."""
+        known, place = self.family.attended, "rollout.attention"
+        if modules not in known:
+            none = "; leave rollout.attention out, or add it in models/diffusers/families.py"
+            raise UserError(
+                f"{place}.modules='{modules}': what attention of that name looks at is not known of "
+                f"{name_of(self.pipeline)}{nearest(modules, known) if known else none}"
+            )
+        tapped(self.networks, modules, blocks, place)
+
+    @torch.no_grad()
+    def attended(
+        self,
+        x: Float[Tensor, "B ..."],
+        sigma: Float[Tensor, " B"],
+        condition: Condition,
+        modules: str,
+        blocks: tuple[int, int] | None,
+    ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
+        """The velocity without gradient, and the attention that each latent element is paid on the way."""
+        seen = tapped(self.networks, modules, blocks, "rollout.attention")
+
+        def velocity_and_attention(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+            with noted(self.networks.values(), seen.values(), len(x)) as paid:
+                velocity = self._velocity(x, sigma, condition)
+            if len(paid) != len(seen):
+                raise UserError(
+                    f"rollout.attention.modules='{modules}': they do not use torch's own attention; leave "
+                    "the attention backend of the pipeline as it is saved, or rollout.attention out"
+                )
+            of_tokens = torch.stack(paid).mean(0)
+            return torch.stack([velocity, self._at_tokens(of_tokens, self.family.attended[modules])], 1)
+
+        both = self._in_calls(velocity_and_attention, x, sigma, condition)
+        return both[:, 0], both[:, 1]
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"] | Media:
@@ -118,6 +152,23 @@ class DiffusersPolicy:
         given = latents if len(latents) else latents.new_zeros(1, *self.latent_shape)
         decoded = [self._decode(some) for some in given.split(size)]
         return _as_media([torch.cat(parts)[: len(latents)] for parts in zip(*decoded, strict=True)])
+
+    def _in_calls(
+        self,
+        call: Callable[[Tensor, Tensor, Condition], Tensor],
+        x: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+    ) -> Tensor:
+        """What `call` makes of the rows, one call for those that can share one."""
+        self.passes.evaluations += len(x) * self.passes_per_velocity
+        groups = self._rows_together(sigma, condition)
+        if len(groups) == 1:
+            return call(x, sigma, condition)
+        parts = [
+            call(x[rows.to(x.device)], sigma[rows.to(sigma.device)], condition.index(rows)) for rows in groups
+        ]
+        return torch.cat(parts)[torch.cat(groups).argsort().to(x.device)]
 
     def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         steps = self._call(x, sigma, condition.tensors)
@@ -236,6 +287,13 @@ class DiffusersPolicy:
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
         """The policy's latents from the pipeline's."""
         return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
+
+    def _at_tokens(self, of_tokens: Float[Tensor, "B L"], part: int) -> Float[Tensor, "B ..."]:
+        """A number for each token of a part at all its elements; NaN in the other parts."""
+        rows = len(of_tokens)
+        numbers = [of_tokens.new_full((rows, *shape), torch.nan) for shape in self._parts]
+        numbers[part][:] = of_tokens.view(rows, -1, *[1] * (numbers[part].ndim - 2))
+        return self.pack(numbers)
 
     def _unpack(self, x: Tensor) -> list[Tensor]:
         if len(self._parts) == 1:

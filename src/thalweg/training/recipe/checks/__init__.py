@@ -4,7 +4,7 @@ from thalweg.models import DiffusersModel
 from thalweg.objectives import Forward
 from thalweg.objectives.contract import PathwiseContract
 from thalweg.rewards import finished
-from thalweg.training.recipe.checks.credit import credited
+from thalweg.training.recipe.checks.credit import attention, credited
 from thalweg.training.recipe.checks.data import streamed, without_a_world
 from thalweg.training.recipe.checks.densities import ON_PATH, densities
 from thalweg.training.recipe.checks.forward import forward
@@ -29,6 +29,7 @@ def across_sections(recipe: Recipe) -> list[str]:
         problems += densities(recipe)
     problems += given(recipe)
     problems += credited(recipe)
+    problems += attention(recipe)
     problems += selection(recipe)
     if isinstance(objective, Forward):
         problems += forward(objective, recipe)

@@ -2,7 +2,7 @@
 
 from thalweg.core.names import nearest
 from thalweg.credit import BlameCredit, DenseCredit, ProcessCredit, RoutedCredit, TreeCredit
-from thalweg.models import MiniatureModel
+from thalweg.models import MiniatureModel, SoundingModel
 from thalweg.objectives import Forward
 from thalweg.rewards import judges_steps
 from thalweg.rewards.world import WorldReward
@@ -102,6 +102,28 @@ def _routed(recipe: Recipe, credit: RoutedCredit) -> list[str]:
         if name not in there
     ]
     return problems + _regional(recipe)
+
+
+def attention(recipe: Recipe) -> list[str]:
+    """Attention that is noted and not read, read and not noted, or asked of a model that has none."""
+    noted, credit, problems = recipe.rollout.attention, recipe.credit, []
+    is_read = isinstance(credit, RoutedCredit) and credit.attended is not None
+    if noted is not None and not is_read:
+        problems.append(
+            "rollout.attention: only credit 'routed' with credit.attended reads it; give "
+            "credit.attended={}, or leave it out"
+        )
+    if is_read and noted is None:
+        problems.append(
+            "credit.attended: weighs elements by attention, and the rollout notes none; give "
+            "rollout.attention, such as {modules: video_to_audio_attn}"
+        )
+    if noted is not None and isinstance(recipe.model, MiniatureModel | SoundingModel):
+        problems.append(
+            f"rollout.attention: the model '{recipe.model.kind}' has no attention to note; leave it and "
+            "credit.attended out, or use a real model that has, such as LTX-2"
+        )
+    return problems
 
 
 def _regional(recipe: Recipe) -> list[str]:
