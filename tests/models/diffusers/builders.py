@@ -770,6 +770,61 @@ def anima() -> Any:
     return pipeline
 
 
+def qwen3_vl(tokenizer: Any, kind: str = "Model") -> Any:
+    """`kind` is Model or ForConditionalGeneration."""
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    rotary = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    config = transformers.Qwen3VLConfig(
+        text_config={**text_sizes(tokenizer), "rope_parameters": rotary, "pad_token_id": 0},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 37,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    return getattr(transformers, f"Qwen3VL{kind}")(config)
+
+
+def processor(tokenizer: Any) -> Any:
+    """Holds a tokenizer as Qwen3-VL's does, which cannot be built without torchvision."""
+    sizes = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
+    return transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(**sizes),
+        tokenizer=tokenizer,
+        chat_template=tokenizers.CHAT,
+    )
+
+
+def flux3(pipeline: str = "Flux3ModularPipeline", flow_map: bool = False) -> Any:
+    """Only modular, without the model that rewrites prompts."""
+    tokenizer, built = tokenizers.qwen(), getattr(diffusers, pipeline)()
+    built.update_components(
+        transformer=diffusers.Flux3Transformer2DModel(
+            in_channels=16,
+            cond_in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=64,
+            timestep_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            flow_map=flow_map,
+        ),
+        vae=_flux2_parts(guidance_embeds=False)["vae"],
+        text_encoder=qwen3_vl(tokenizer, "ForConditionalGeneration"),
+        tokenizer=processor(tokenizer),
+    )
+    return built
+
+
 def _unet(width: int, **options: Any) -> diffusers.UNet2DConditionModel:
     return diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16),
@@ -944,3 +999,6 @@ if find_spec("torchvision") is not None:
             {"image": GRADIENT, "negative_prompt": " "},
             stock_is_wrong_in_batches=True,
         )
+
+ONLY_MODULAR: dict[str, Callable[[], Any]] = {"anima": anima, "flux3": flux3}
+"""Families without a classic pipeline."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import diffusers
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from cli.command import thalweg
-from models.diffusers.builders import SIZE, TINY, anima, seeded
+from models.diffusers.builders import ONLY_MODULAR, SIZE, TINY, flux3, seeded
 from models.diffusers.stock import PROMPTS, model_of
 from models.diffusers.test_training import CHEAP
 from thalweg.core.errors import UserError
@@ -29,6 +30,7 @@ OF = {
     "flux": {"max_sequence_length": 64},
     "z_image": {"max_sequence_length": 128},
     "anima": {},
+    "flux3": {"call": {"text_encoder_out_layers": [1, 2]}},  # of the tiny text encoder
 }
 CLASSIC_SCALES = {"sd3": 4.0, "flux": 4.0, "z_image": 3.0}
 """What 4.0 is to the classic twin: Z-Image adds s (v_pos - v_neg) to v_pos, its guider to v_neg."""
@@ -41,8 +43,8 @@ def modular_folder(tmp_path):
     """A modular repository of a tiny family, moved after it was saved."""
 
     def save(name):
-        if name == "anima":
-            pipeline = seeded(anima)()
+        if name in ONLY_MODULAR:
+            pipeline = seeded(ONLY_MODULAR[name])()
         else:
             TINY[name].build().save_pretrained(tmp_path / "classic")
             pipeline = diffusers.ModularPipeline.from_pretrained(str(tmp_path / "classic"))
@@ -111,12 +113,14 @@ def test_a_modular_pipeline_and_its_classic_twin_have_the_same_velocity(name, mo
     assert_close(modular.decode(x), classic.decode(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["anima", "sd3"])
+@pytest.mark.parametrize("name", ["sd3", *ONLY_MODULAR])
 def test_the_doctor_finds_a_modular_pipeline_sound(name, modular_folder, thalweg):
     folder = modular_folder(name)
     sides = [
         f"model.{key}={value}" for key, value in settings(name, folder).model_dump().items() if key in SHORT
     ]
+    if "call" in OF[name]:
+        sides.append(f"model.call={json.dumps(OF[name]['call'])}")
     outcome = thalweg("doctor", f"model={folder}", *sides, "--json")
     assert outcome.code == 0, outcome.out + outcome.err
     found = {row["what"]: row for row in json.loads(outcome.out)}
@@ -138,11 +142,13 @@ SHORT = ("height", "width", "guidance_scale", "precision")
         ("flow-grpo", "anima"),
         ("mix-grpo", "anima"),
         ("diffusion-nft", "anima"),
+        ("flow-grpo", "flux3"),
         *(
             pytest.param(recipe, name, marks=pytest.mark.slow)
             for name in ("sd3", "flux", "z_image")
             for recipe in ("flow-grpo", "mix-grpo", "diffusion-nft")
         ),
+        pytest.param("diffusion-nft", "flux3", marks=pytest.mark.slow),
     ],
 )
 def test_an_iteration_moves_the_adapters_of_a_modular_pipeline(recipe, name, modular_folder, tmp_path):
@@ -192,3 +198,34 @@ def test_a_family_without_a_scheduler_is_refused():
         UserError, match="EchoModularPipeline has no scheduler; such pipelines cannot be trained"
     ):
         Modular(diffusers.EchoModularPipeline())
+
+
+def test_a_flow_map_is_refused():
+    # The distilled FLUX.3 is told the level that a step leads to; a velocity knows none.
+    with pytest.raises(
+        UserError, match="transformer of Flux3DistilledModularPipeline is a flow map.*distilled from"
+    ):
+        prepare(Modular(seeded(partial(flux3, "Flux3DistilledModularPipeline", flow_map=True))()))
+
+
+def test_a_network_of_mean_velocities_is_a_flow_map():
+    pipeline = TINY["sd3"].build()
+    pipeline.transformer.register_to_config(use_meanflow=True)  # as HunyuanVideo 1.5 says it
+    with pytest.raises(UserError, match="transformer of StableDiffusion3Pipeline is a flow map"):
+        prepare(pipeline)
+
+
+def test_a_pipeline_saved_without_what_rewrites_prompts_takes_them_as_they_are(modular_folder):
+    pipeline = settings("flux3", modular_folder("flux3")).load().pipeline
+    assert pipeline.prompt_upsampler is None
+    asked = {"prompt": ["a red square"], **OF["flux3"]["call"], "height": SIZE, "width": SIZE}
+    assert "max_new_tokens" not in pipeline.parameters  # nothing writes
+    made = pipeline.unchanged(num_inference_steps=1, output_type="pt", **asked)
+    assert made[0].shape == (1, 3, SIZE, SIZE)
+
+
+def test_a_pipeline_saved_without_what_every_call_needs_is_refused():
+    pipeline = seeded(flux3)()
+    pipeline.update_components(vae=None)
+    with pytest.raises(UserError, match="Flux3ModularPipeline was saved without its component 'vae'"):
+        Modular(pipeline)

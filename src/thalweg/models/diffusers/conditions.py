@@ -73,6 +73,13 @@ def describe(one: Any, two: Any, name: str) -> Slot:
     return Fixed(one)
 
 
+def doubled(one: Any) -> Any:
+    """The result for the same prompt twice, where the pipeline takes one prompt at a time: rows are joined."""
+    if isinstance(one, Tensor):
+        return torch.cat([one, one]) if one.ndim > 1 and len(one) == 1 else one
+    return {key: doubled(value) for key, value in one.items()} if isinstance(one, dict) else one
+
+
 def cut(slot: Slot, value: Any) -> dict[str, Tensor]:
     """Named tensors of one prompt's result, without a prompt axis."""
     if isinstance(slot, PerRow):

@@ -53,7 +53,7 @@ class Encoder:
         """What the pipeline's VAE made of them."""
         self._released = False
         """Whether the text encoders were given back."""
-        self._slots = self._slots_of_answers(alone=family.one_row)
+        self._slots = self._slots_of_answers(family)
         if model.embedding_cache is not None:
             self._encoders = digest_of_tensors(self.rows([Prompt("a")]))
             self.cache = EmbeddingCache(Path(model.embedding_cache))
@@ -220,10 +220,13 @@ class Encoder:
             del self.pipeline.encode_prompt
         return answers
 
-    def _slots_of_answers(self, alone: bool) -> list[conditions.Slot]:
-        """How its answers are laid out; `alone` where the pipeline takes one row."""
+    def _slots_of_answers(self, family: Family) -> list[conditions.Slot]:
+        """How its answers are laid out."""
         one = self.answers([Prompt("a")])
-        two = one if alone else self.answers([Prompt("a")] * 2)
+        if family.one_prompt:
+            two = [conditions.doubled(answer) for answer in one]
+        else:
+            two = one if family.one_row else self.answers([Prompt("a")] * 2)
         if not one:
             raise UserError(
                 f"model: {name_of(self.pipeline)} encodes its prompts after it asks for noise "

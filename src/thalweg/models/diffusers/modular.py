@@ -1,12 +1,13 @@
 """A modular pipeline with the face of a classic one: some families of diffusers exist in no other form.
 
 A modular pipeline is a row of blocks that hand a state on. They are run here on a state directly, in three
-parts: the text encoder is `encode_prompt`, the last block decodes, and what lies between asks the scheduler
-for noise levels, calls the network and hands its output to `step`, where the seam stands. The blocks are
-decorated with `no_grad`, which would end every gradient; ours are copies without it.
+parts: the text encoder, with what rewrites prompts before it, is `encode_prompt`, the last block decodes, and
+what lies between asks the scheduler for noise levels, calls the network and hands its output to `step`, where
+the seam stands. The blocks are decorated with `no_grad`, which would end every gradient; ours are copies
+without it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from inspect import unwrap
 from pathlib import Path
@@ -42,12 +43,35 @@ class Modular:
                 "scheduler" if ENCODER in names and DECODER in names else f"'{ENCODER}' or '{DECODER}' block"
             )
             raise UserError(f"model: {self.name} has no {lacking}; such pipelines cannot be trained yet")
+        self._encoding = names[: names.index(ENCODER) + 1]
+        """The blocks up to the text encoder."""
+        self._leave_out_what_is_not_there()
         for block in _all_blocks(self.blocks):
             plain = unwrap(type(block).__call__)
+            if isinstance(block, LoopSequentialPipelineBlocks):
+                plain = _where_levels_are_held(plain)
             block.__class__ = type(type(block).__name__, (type(block),), {"__call__": plain})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stock, name)
+
+    def _leave_out_what_is_not_there(self) -> None:
+        """Prompts are not rewritten where the pipeline was saved without the model that would; all else that
+        a call from a prompt runs must be there.
+        """
+        lacking = {name for name, component in self.stock.components.items() if component is None}
+        for name in self._encoding[:-1]:
+            if lacking & {spec.name for spec in self.blocks.sub_blocks[name].expected_components}:
+                self._encoding.remove(name)
+                for blocks in (self.blocks, self.stock._blocks):  # its `blocks` gives a copy
+                    blocks.sub_blocks.pop(name)
+        runs = self.blocks.get_execution_blocks(prompt="")
+        for spec in runs.expected_components:
+            if spec.name in lacking:
+                raise UserError(
+                    f"model: {self.name} was saved without its component '{spec.name}', which a call from a "
+                    "prompt needs; save the pipeline with it"
+                )
 
     @property
     def scheduler(self) -> Any:
@@ -76,14 +100,15 @@ class Modular:
     def set_progress_bar_config(self, **options: Any) -> None:
         """Of all loops, ours and the pipeline's own."""
         self.stock.set_progress_bar_config(**options)
-        for block in _all_blocks(self.blocks):
+        for block in (*_all_blocks(self.blocks), *_all_blocks(self.stock._blocks)):
             if isinstance(block, LoopSequentialPipelineBlocks):
                 block.set_progress_bar_config(**options)
 
     def encode_prompt(self, state: PipelineState) -> dict[str, Any]:
-        """What the text encoder writes into the state."""
+        """What the text encoder writes into the state, after what rewrites the prompt."""
+        for name in self._encoding:
+            self.blocks.sub_blocks[name](self.stock, state)
         block = self.blocks.sub_blocks[ENCODER]
-        block(self.stock, state)
         return {param.name: state.get(param.name) for param in block.intermediate_outputs}
 
     def __call__(
@@ -98,6 +123,7 @@ class Modular:
         """A call of the pipeline: latents, or what its decoder makes of them."""
         inputs |= {"num_inference_steps": num_inference_steps, "output_type": output_type}
         inputs |= self._guidance(guidance_scale)
+        inputs = _one_as_text(inputs)
         state = PipelineState()
         for param in self.blocks.inputs:
             if param.name is not None:
@@ -110,10 +136,14 @@ class Modular:
         if isinstance(self.scheduler, Seam) and self.scheduler.stop_before_network:
             raise Stopped
         for name, block in self.blocks.sub_blocks.items():
-            if name != ENCODER and not (name == DECODER and output_type == "latent"):
+            if name not in self._encoding and not (name == DECODER and output_type == "latent"):
                 block(self.stock, state)
-        made = ["latents"] if output_type == "latent" else [param.name for param in self.blocks.outputs]
-        return tuple(state.get(name) for name in made)
+        return tuple(state.get(name) for name in (["latents"] if output_type == "latent" else self._made))
+
+    @property
+    def _made(self) -> list[str]:
+        """What a call gives; FLUX.3 gives its latents beside the images."""
+        return [name for param in self.blocks.outputs if (name := param.name) != "latents"]
 
     def _guidance(self, scale: float | None) -> dict[str, float]:
         """Give the strength to the guider, which may be saved switched off, or to the call."""
@@ -129,8 +159,8 @@ class Modular:
         self, *, return_dict: bool = False, guidance_scale: float | None = None, **inputs: Any
     ) -> Any:
         """What the modular pipeline's own call makes."""
-        state: Any = self.stock(**inputs, **self._guidance(guidance_scale))  # type: ignore[arg-type]
-        return tuple(state.get(param.name) for param in self.blocks.outputs)
+        state: Any = self.stock(**_one_as_text(inputs), **self._guidance(guidance_scale))  # type: ignore[arg-type]
+        return tuple(state.get(name) for name in self._made)
 
 
 def open_modular(folder: Path, dtype: torch.dtype, only_here: bool = True) -> Modular:
@@ -146,7 +176,8 @@ def open_modular(folder: Path, dtype: torch.dtype, only_here: bool = True) -> Mo
         pretrained_model_name_or_path={**here},
         subfolder={n: n for n in here},
     )
-    if missing := [name for name, component in stock.components.items() if component is None]:
+    unread = [name for name, component in stock.components.items() if component is None]
+    if missing := [name for name in unread if stock._component_specs[name].pretrained_model_name_or_path]:
         raise UserError(
             f"model.path='{folder}': its component '{missing[0]}' cannot be read; save the pipeline with all "
             "its components into the folder"
@@ -162,6 +193,21 @@ def name_of(pipeline: Any) -> str:
 def own(pipeline: Any) -> Any:
     """The pipeline as diffusers knows it."""
     return pipeline.stock if isinstance(pipeline, Modular) else pipeline
+
+
+def _where_levels_are_held(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """The loop over noise levels, passed over where there is none: it must not look for a last step."""
+
+    def call(block: Any, components: Any, state: PipelineState) -> Any:
+        return loop(block, components, state) if len(components.scheduler.timesteps) else (components, state)
+
+    return call
+
+
+def _one_as_text(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A single prompt without its list: some text encoders take nothing else."""
+    alone = {n: v[0] for n, v in inputs.items() if isinstance(v, list) and len(v) == 1 and v[0].__class__ is str}
+    return {**inputs, **alone}
 
 
 def _all_blocks(block: ModularPipelineBlocks) -> Iterator[Any]:
