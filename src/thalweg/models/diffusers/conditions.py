@@ -31,6 +31,13 @@ class ListOfRows:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """A list with a whole number for each prompt, such as how many tokens it has."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Shared:
     """A tensor that all rows of a call share, such as positions, or a negative prompt that is given once."""
 
@@ -54,7 +61,7 @@ class Nested:
     slots: dict[Any, "Slot"]
 
 
-Slot = PerRow | ListOfRows | Shared | Fixed | Nested
+Slot = PerRow | ListOfRows | Numbers | Shared | Fixed | Nested
 
 
 def describe(one: Any, two: Any, name: str) -> Slot:
@@ -65,6 +72,8 @@ def describe(one: Any, two: Any, name: str) -> Slot:
         return PerRow(name, one.shape[0])
     if isinstance(one, list) and len(one) == 1 and len(two) == 2 and isinstance(one[0], Tensor):
         return ListOfRows(name)
+    if isinstance(one, list) and len(one) == 1 and len(two) == 2 and isinstance(one[0], int):
+        return Numbers(name)
     if isinstance(one, tuple | list):
         pairs = enumerate(zip(one, two, strict=True))
         return Nested(type(one), {i: describe(a, b, f"{name}.{i}") for i, (a, b) in pairs})
@@ -86,6 +95,8 @@ def cut(slot: Slot, value: Any) -> dict[str, Tensor]:
         return {slot.name: value[0] if slot.blocks == 1 else value.movedim(0, -1)}
     if isinstance(slot, ListOfRows):
         return {slot.name: value[0]}
+    if isinstance(slot, Numbers):
+        return {slot.name: torch.tensor(value[0])}
     if isinstance(slot, Shared):
         return {slot.name: value[0] if slot.has_axis else value}
     if isinstance(slot, Nested):
@@ -103,6 +114,8 @@ def join(slot: Slot, rows: dict[str, Tensor]) -> Any:
         return value if slot.blocks == 1 else value.movedim(-1, 0).flatten(0, 1)
     if isinstance(slot, ListOfRows):
         return list(rows[slot.name].unbind(0))
+    if isinstance(slot, Numbers):
+        return rows[slot.name].tolist()
     if isinstance(slot, Shared):
         return rows[slot.name][:1] if slot.has_axis else rows[slot.name][0]
     if isinstance(slot, Nested):

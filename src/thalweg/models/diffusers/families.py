@@ -30,7 +30,9 @@ class Family:
     one_row: bool = False
     """A call takes one sample only."""
     one_prompt: bool = False
-    """The text encoder takes one prompt only; the network takes several rows."""
+    """The text encoder takes one prompt only, or gives one negative for all; the network takes several
+    rows.
+    """
     decodes_alone: bool = False
     """The decoder takes one sample at a time."""
     lists: tuple[str, ...] = ()
@@ -71,6 +73,9 @@ FAMILIES: dict[str, Family] = {
     "FluxModularPipeline": Family(rows_may_differ=True),
     "AnimaModularPipeline": Family(rows_may_differ=True),
     "ZImageModularPipeline": Family(rows_may_differ=True),
+    "QwenImage21ModularPipeline": Family(rows_may_differ=True, one_prompt=True),
+    "Krea2ModularPipeline": Family(rows_may_differ=True),
+    "Ideogram4ModularPipeline": Family(rows_may_differ=True),
     "Flux3ModularPipeline": Family(rows_may_differ=True, one_prompt=True, to_argument=_tokens_to_map),
     "AceStepPipeline": Family(audio_seconds="audio_duration", lists=("lyrics",)),
 }

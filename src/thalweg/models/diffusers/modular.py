@@ -28,6 +28,8 @@ INDEX = "modular_model_index.json"
 """The file that tells a modular repository."""
 ENCODER, DECODER = "text_encoder", "decode"
 """Blocks that every family calls alike."""
+PER_STEP = "guidance_schedule"
+"""The argument for a strength of guidance for each step, where there is one."""
 
 
 class Modular:
@@ -86,7 +88,7 @@ class Modular:
     def parameters(self) -> list[str]:
         """What a call may be given."""
         own = [param.name for param in self.blocks.inputs if param.name is not None]
-        return [*own, *(["guidance_scale"] if self._guided else [])]
+        return [*own, *(["guidance_scale"] if self._guided or PER_STEP in own else [])]
 
     @property
     def _guided(self) -> bool:
@@ -122,7 +124,7 @@ class Modular:
     ) -> tuple[Any, ...]:
         """A call of the pipeline: latents, or what its decoder makes of them."""
         inputs |= {"num_inference_steps": num_inference_steps, "output_type": output_type}
-        inputs |= self._guidance(guidance_scale)
+        inputs |= self._guidance(guidance_scale, num_inference_steps)
         inputs = _one_as_text(inputs)
         state = PipelineState()
         for param in self.blocks.inputs:
@@ -145,10 +147,18 @@ class Modular:
         """What a call gives; FLUX.3 gives its latents beside the images."""
         return [name for param in self.blocks.outputs if (name := param.name) != "latents"]
 
-    def _guidance(self, scale: float | None) -> dict[str, float]:
+    def _guidance(self, scale: float | None, steps: int) -> dict[str, Any]:
         """Give the strength to the guider, which may be saved switched off, or to the call."""
+        is_per_step = any(param.name == PER_STEP for param in self.blocks.inputs)
+        if scale is None and is_per_step:
+            raise UserError(
+                f"model.guidance_scale: {self.name} has a strength for each of its own steps and training one "
+                "for all; give it"
+            )
         if scale is None:
             return {}
+        if is_per_step:
+            return {PER_STEP: [scale] * steps}
         if not self._guided:
             return {"guidance_scale": scale}
         self.stock.guider.guidance_scale = scale
@@ -156,10 +166,17 @@ class Modular:
         return {}
 
     def unchanged(
-        self, *, return_dict: bool = False, guidance_scale: float | None = None, **inputs: Any
+        self,
+        *,
+        num_inference_steps: int,
+        return_dict: bool = False,
+        guidance_scale: float | None = None,
+        **inputs: Any,
     ) -> Any:
         """What the modular pipeline's own call makes."""
-        state: Any = self.stock(**_one_as_text(inputs), **self._guidance(guidance_scale))  # type: ignore[arg-type]
+        inputs |= {"num_inference_steps": num_inference_steps}
+        inputs |= self._guidance(guidance_scale, num_inference_steps)
+        state: Any = self.stock(**_one_as_text(inputs))  # type: ignore[arg-type]
         return tuple(state.get(name) for name in self._made)
 
 
