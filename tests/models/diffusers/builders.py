@@ -937,6 +937,27 @@ def ideogram4() -> Any:
     return built
 
 
+def ltx25() -> Any:
+    classic, built = ltx2(), diffusers.LTX25ModularPipeline()
+    guidance = {"stg_scale": 1.0, "modality_scale": 3.0, "guidance_rescale": 0.7}
+    built.update_components(
+        **classic.components,
+        guider=diffusers.LTX2Guidance(guidance_scale=3.0, spatio_temporal_guidance_blocks=[1], **guidance),
+        audio_guider=diffusers.LTX2Guidance(guidance_scale=7.0, **guidance),
+        diffusion_decoder=diffusers.LTX2VideoDiffusionDecoderModel(
+            latent_channels=4,
+            decoder_head_dim=8,
+            decoder_stage_channels=(16, 16, 16, 16, 16),
+            decoder_stage_depths=(1, 1, 1, 1, 1),
+            decoder_stage_kernels=((1, 1, 1),) * 4,
+            decoder_stage5_kernel=(1, 3, 3),
+            decoder_upsample_channel_reductions=(1, 1, 1, 1),
+            decoder_t_emb_dim=16,
+        ),
+    )
+    return built
+
+
 def _unet(width: int, **options: Any) -> diffusers.UNet2DConditionModel:
     return diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16),

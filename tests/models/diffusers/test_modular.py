@@ -228,4 +228,4 @@ def test_a_pipeline_saved_without_what_every_call_needs_is_refused():
     pipeline = seeded(flux3)()
     pipeline.update_components(vae=None)
     with pytest.raises(UserError, match="Flux3ModularPipeline was saved without its component 'vae'"):
-        Modular(pipeline)
+        Modular(pipeline).require_components({})

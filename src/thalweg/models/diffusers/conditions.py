@@ -47,6 +47,11 @@ class Shared:
 
 
 @dataclass(frozen=True)
+class NumberOfRows:
+    """How many prompts there are."""
+
+
+@dataclass(frozen=True)
 class Fixed:
     """No tensor: the same for any prompts."""
 
@@ -61,7 +66,7 @@ class Nested:
     slots: dict[Any, "Slot"]
 
 
-Slot = PerRow | ListOfRows | Numbers | Shared | Fixed | Nested
+Slot = PerRow | ListOfRows | Numbers | NumberOfRows | Shared | Fixed | Nested
 
 
 def describe(one: Any, two: Any, name: str) -> Slot:
@@ -74,6 +79,8 @@ def describe(one: Any, two: Any, name: str) -> Slot:
         return ListOfRows(name)
     if isinstance(one, list) and len(one) == 1 and len(two) == 2 and isinstance(one[0], int):
         return Numbers(name)
+    if isinstance(one, int) and (one, two) == (1, 2):
+        return NumberOfRows()
     if isinstance(one, tuple | list):
         pairs = enumerate(zip(one, two, strict=True))
         return Nested(type(one), {i: describe(a, b, f"{name}.{i}") for i, (a, b) in pairs})
@@ -116,6 +123,8 @@ def join(slot: Slot, rows: dict[str, Tensor]) -> Any:
         return list(rows[slot.name].unbind(0))
     if isinstance(slot, Numbers):
         return rows[slot.name].tolist()
+    if isinstance(slot, NumberOfRows):
+        return len(next(iter(rows.values())))
     if isinstance(slot, Shared):
         return rows[slot.name][:1] if slot.has_axis else rows[slot.name][0]
     if isinstance(slot, Nested):

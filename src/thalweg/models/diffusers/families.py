@@ -73,6 +73,7 @@ FAMILIES: dict[str, Family] = {
     "FluxModularPipeline": Family(rows_may_differ=True),
     "AnimaModularPipeline": Family(rows_may_differ=True),
     "ZImageModularPipeline": Family(rows_may_differ=True),
+    "LTX25ModularPipeline": Family(rows_may_differ=True, latents=("latents", "audio_latents")),
     "QwenImage21ModularPipeline": Family(rows_may_differ=True, one_prompt=True),
     "Krea2ModularPipeline": Family(rows_may_differ=True),
     "Ideogram4ModularPipeline": Family(rows_may_differ=True),

@@ -58,22 +58,25 @@ class Modular:
         return getattr(self.stock, name)
 
     def _leave_out_what_is_not_there(self) -> None:
-        """Prompts are not rewritten where the pipeline was saved without the model that would; all else that
-        a call from a prompt runs must be there.
-        """
-        lacking = {name for name, component in self.stock.components.items() if component is None}
+        """Prompts are not rewritten where the pipeline was saved without the model that would."""
         for name in self._encoding[:-1]:
-            if lacking & {spec.name for spec in self.blocks.sub_blocks[name].expected_components}:
+            if self._lacking & {spec.name for spec in self.blocks.sub_blocks[name].expected_components}:
                 self._encoding.remove(name)
                 for blocks in (self.blocks, self.stock._blocks):  # its `blocks` gives a copy
                     blocks.sub_blocks.pop(name)
-        runs = self.blocks.get_execution_blocks(prompt="")
-        for spec in runs.expected_components:
-            if spec.name in lacking:
-                raise UserError(
-                    f"model: {self.name} was saved without its component '{spec.name}', which a call from a "
-                    "prompt needs; save the pipeline with it"
-                )
+
+    @property
+    def _lacking(self) -> set[str]:
+        return {name for name, component in self.stock.components.items() if component is None}
+
+    def require_components(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse a call for which the pipeline was saved with too little."""
+        runs = self.blocks.get_execution_blocks(prompt="", **arguments)
+        for name in [spec.name for spec in runs.expected_components if spec.name in self._lacking]:
+            raise UserError(
+                f"model: {self.name} was saved without its component '{name}', which a call with these settings "
+                "needs; save the pipeline with it"
+            )
 
     @property
     def scheduler(self) -> Any:

@@ -125,7 +125,10 @@ def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
     problems = _refused(pipeline, named) + _off_the_grid(pipeline, sides, "model.")
     if problems:
         raise UserError("\n".join(problems))
-    return {key: read_image(value) if key == "image" else value for key, value in named.values()}
+    given = {key: read_image(value) if key == "image" else value for key, value in named.values()}
+    if isinstance(pipeline, Modular):
+        pipeline.require_components(given)
+    return given
 
 
 def arguments_of_size(pipeline: Any, size: Size) -> dict[str, Any]:
