@@ -1133,5 +1133,13 @@ if find_spec("torchvision") is not None:
             stock_is_wrong_in_batches=True,
         )
 
-ONLY_MODULAR: dict[str, Callable[[], Any]] = {"anima": anima, "flux3": flux3}
-"""Families without a classic pipeline."""
+MODULAR: dict[str, Callable[[], Any]] = {
+    "anima": anima,
+    "flux3": flux3,
+    "flux3_rewriting": flux3_rewriting,
+    "qwen_image21": qwen_image21,
+    "krea2": krea2,
+    "ideogram4": ideogram4,
+    "ltx25": ltx25,
+}
+"""Pipelines that are built as modular ones."""

@@ -40,11 +40,8 @@ class Modular:
         self.name = type(stock).__name__
         self.blocks: Any = deepcopy(stock.blocks)
         names = list(self.blocks.sub_blocks)
-        if ENCODER not in names or DECODER not in names or "scheduler" not in stock.components:
-            lacking = (
-                "scheduler" if ENCODER in names and DECODER in names else f"'{ENCODER}' or '{DECODER}' block"
-            )
-            raise UserError(f"model: {self.name} has no {lacking}; such pipelines cannot be trained yet")
+        if reason := self._untrainable(names):
+            raise UserError(f"model: {self.name} {reason}; such pipelines cannot be trained yet")
         self._encoding = names[: names.index(ENCODER) + 1]
         """The blocks up to the text encoder."""
         self._leave_out_what_is_not_there()
@@ -56,6 +53,19 @@ class Modular:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stock, name)
+
+    def _untrainable(self, names: list[str]) -> str | None:
+        """Why the seam has no place in the pipeline, if so."""
+        schedulers = [name for name in self.stock.components if name.endswith("scheduler")]
+        if ENCODER not in names or DECODER not in names:
+            return f"has no '{ENCODER}' or '{DECODER}' block"
+        if "scheduler" not in schedulers:
+            return "has no scheduler"
+        if len(schedulers) > 1:
+            return f"has {len(schedulers)} schedulers, whose noise levels differ at each step"
+        if all(param.name != "latents" for param in self.blocks.inputs):
+            return "takes no latents, so no state can be given to its network"
+        return None
 
     def _leave_out_what_is_not_there(self) -> None:
         """Prompts are not rewritten where the pipeline was saved without the model that would."""
