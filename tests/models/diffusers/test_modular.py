@@ -3,6 +3,7 @@
 import json
 import shutil
 from functools import partial
+from inspect import signature
 
 import diffusers
 import pytest
@@ -80,7 +81,9 @@ def hub(tmp_path, monkeypatch):
 
 def settings(name, folder, **changes):
     sides = {"height": SIZE, "width": SIZE, "precision": "float32", "guidance_scale": 4.0}
-    return DiffusersModel(path=str(folder), lora=Adapters(rank=2, alpha=2), **sides | OF[name] | changes)
+    return DiffusersModel(
+        **{"path": str(folder), "lora": Adapters(rank=2, alpha=2), **sides, **OF[name], **changes}
+    )
 
 
 def noise_of(policy):
@@ -121,18 +124,65 @@ def test_a_modular_pipeline_and_its_classic_twin_have_the_same_velocity(name, mo
 
 SHORT = ("height", "width", "num_frames", "guidance_scale", "max_sequence_length", "precision")
 PASSES = {"ltx25": "4", "ideogram4": "1"}
-"""Of the trained network for a velocity, where guidance does not take two: LTX-2.5 has two further guides, and the
-other pass of Ideogram 4 is that of a network of its own.
+"""Of the trained network for a velocity, where guidance does not take two: LTX-2.5 has two further guides,
+and the other pass of Ideogram 4 is that of a network of its own.
 """
 SLOW = ("ltx25",)
 DOCTORED = ["sd3", *(pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MODULAR)]
+
+
+@pytest.mark.parametrize(
+    ("name", "classic", "strength"),
+    [
+        ("krea2", diffusers.Krea2Pipeline, {}),
+        # A classic call takes as many strengths as it has steps.
+        (
+            "ideogram4",
+            diffusers.Ideogram4Pipeline,
+            {"guidance_scale": None, "call": {"guidance_schedule": [4.0]}},
+        ),
+    ],
+)
+def test_a_newer_family_has_the_velocity_of_its_classic_pipeline(name, classic, strength):
+    built = seeded(MODULAR[name])()
+    named = {n: component for n, component in built.components.items() if n in signature(classic).parameters}
+    twin = prepare(classic(**named))
+    modular = DiffusersPolicy(prepare(Modular(seeded(MODULAR[name])())), settings(name, "", lora=None))
+    other = DiffusersPolicy(twin, settings(name, "", lora=None, **strength))
+    x = noise_of(modular)
+    with torch.no_grad():
+        expected = other.velocity(x, HALF, other.encode(PROMPTS))
+        assert_close(modular.velocity(x, HALF, modular.encode(PROMPTS)), expected, atol=1e-5, rtol=1e-5)
+    assert_close(modular.decode(x), other.decode(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULAR if name not in SLOW and name != "flux3_rewriting"]
+)  # a writer of random weights writes one text
+def test_rows_of_a_batch_do_not_know_each_other(name):
+    policy = DiffusersPolicy(prepare(Modular(seeded(MODULAR[name])())), settings(name, "", lora=None))
+    x, rows = noise_of(policy), [slice(0, 1), slice(1, 2)]
+    with torch.no_grad():
+        both = policy.velocity(x, HALF, policy.encode(PROMPTS))
+        alone = [policy.velocity(x[row], HALF[row], policy.encode(PROMPTS[row])) for row in rows]
+        other = policy.velocity(x, HALF, policy.encode(PROMPTS[::-1]))
+    assert_close(both, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    assert (both - other).abs().max() > 1e-5
+
+
+def test_a_strength_for_each_step_is_asked_for_as_one():
+    pipeline = prepare(Modular(seeded(MODULAR["ideogram4"])()))
+    with pytest.raises(UserError, match="guidance_scale: Ideogram4ModularPipeline has a strength for each"):
+        DiffusersPolicy(pipeline, settings("ideogram4", "", guidance_scale=None))
 
 
 @pytest.mark.parametrize("name", DOCTORED)
 def test_the_doctor_finds_a_modular_pipeline_sound(name, modular_folder, thalweg):
     folder = modular_folder(name)
     sides = [
-        f"model.{key}={value}" for key, value in settings(name, folder).model_dump(exclude_none=True).items() if key in SHORT
+        f"model.{key}={value}"
+        for key, value in settings(name, folder).model_dump(exclude_none=True).items()
+        if key in SHORT
     ]
     if "call" in OF[name]:
         sides.append(f"model.call={json.dumps(OF[name]['call'])}")
@@ -191,13 +241,20 @@ def test_an_iteration_moves_the_adapters_of_a_modular_pipeline(recipe, name, mod
         assert written.difference < 1e-5
 
 
-def test_released_encoders_are_not_asked_again(modular_folder):
-    policy = settings("anima", modular_folder("anima")).load()
+@pytest.mark.parametrize(
+    ("name", "components"),
+    [
+        ("anima", ["text_encoder", "tokenizer", "t5_tokenizer"]),
+        ("flux3_rewriting", ["text_encoder", "tokenizer", "prompt_upsampler"]),
+    ],
+)
+def test_released_encoders_are_not_asked_again(name, components, modular_folder):
+    policy = settings(name, modular_folder(name)).load()
     condition, x = policy.encode(PROMPTS), noise_of(policy)
     with torch.no_grad():
         before = policy.velocity(x, HALF, condition)
         assert policy.encoder.release(PROMPTS) > 0
-        assert policy.pipeline.text_encoder is None
+        assert all(getattr(policy.pipeline, component) is None for component in components)
         assert torch.equal(policy.velocity(x, HALF, policy.encode(PROMPTS)), before)
 
 
@@ -218,19 +275,24 @@ def test_what_a_modular_pipeline_does_not_take_or_lacks_is_named(modular_folder)
         ("Echo", "has no scheduler"),  # it draws its own noise between steps of a distilled model
         ("MiniMaxMusic3", "has no 'text_encoder' or 'decode' block"),  # it writes tokens first
         ("MiniMaxH3", "has 2 schedulers, whose noise levels differ at each step"),  # for video and sound
-        ("WanAnimate2", "takes no latents, so no state can be given to its network"),  # it draws for each part
+        (
+            "WanAnimate2",
+            "takes no latents, so no state can be given to its network",
+        ),  # it draws for each part
         ("WanAnimate2Distilled", "takes no latents"),
     ],
 )
 def test_a_family_in_which_the_seam_has_no_place_is_refused(name, reason):
-    with pytest.raises(UserError, match=f"{name}ModularPipeline {reason}.*; such pipelines cannot be trained"):
+    with pytest.raises(
+        UserError, match=f"{name}ModularPipeline {reason}.*; such pipelines cannot be trained"
+    ):
         Modular(getattr(diffusers, f"{name}ModularPipeline")())
 
 
 def test_a_flow_map_is_refused():
     # The distilled FLUX.3 is told the level that a step leads to; a velocity knows none.
     with pytest.raises(
-        UserError, match="transformer of Flux3DistilledModularPipeline is a flow map.*distilled from"
+        UserError, match=r"transformer of Flux3DistilledModularPipeline is a flow map.*distilled from"
     ):
         prepare(Modular(seeded(partial(flux3, "Flux3DistilledModularPipeline", flow_map=True))()))
 

@@ -90,7 +90,7 @@ def describe(one: Any, two: Any, name: str) -> Slot:
 
 
 def doubled(one: Any) -> Any:
-    """The result for the same prompt twice, where the pipeline takes one prompt at a time: rows are joined."""
+    """The result for the same prompt twice, where the pipeline takes one at a time: rows are joined."""
     if isinstance(one, Tensor):
         return torch.cat([one, one]) if one.ndim > 1 and len(one) == 1 else one
     return {key: doubled(value) for key, value in one.items()} if isinstance(one, dict) else one

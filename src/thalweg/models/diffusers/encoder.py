@@ -20,7 +20,7 @@ from thalweg.models.diffusers import conditions
 from thalweg.models.diffusers.embedding_cache import EmbeddingCache, digest_of_tensors, key_of
 from thalweg.models.diffusers.families import Family
 from thalweg.models.diffusers.model import DiffusersModel
-from thalweg.models.diffusers.modular import name_of
+from thalweg.models.diffusers.modular import Modular, name_of
 from thalweg.models.diffusers.pipelines import read_image
 from thalweg.models.diffusers.seam import Stopped
 
@@ -73,8 +73,10 @@ class Encoder:
         for prompt in prompts:
             self._row(prompt)
         self._released, released = True, 0
+        others = self.pipeline.encoders if isinstance(self.pipeline, Modular) else ()
         for name, component in list(self.pipeline.components.items()):
-            if name.startswith(("text_encoder", "tokenizer")) and component is not None:
+            encodes = name.startswith(("text_encoder", "tokenizer")) or name in others
+            if encodes and component is not None:
                 if isinstance(component, nn.Module):
                     released += sum(t.numel() * t.element_size() for t in component.state_dict().values())
                 self.pipeline.register_modules(**{name: None})

@@ -84,9 +84,17 @@ class Modular:
         runs = self.blocks.get_execution_blocks(prompt="", **arguments)
         for name in [spec.name for spec in runs.expected_components if spec.name in self._lacking]:
             raise UserError(
-                f"model: {self.name} was saved without its component '{name}', which a call with these settings "
-                "needs; save the pipeline with it"
+                f"model: {self.name} was saved without its component '{name}', which a call with these "
+                "settings needs; save the pipeline with it"
             )
+
+    @property
+    def encoders(self) -> set[str]:
+        """Components that only the encoding of prompts needs."""
+        needed: dict[bool, set[str]] = {True: set(), False: set()}
+        for name, block in self.blocks.sub_blocks.items():
+            needed[name in self._encoding] |= {spec.name for spec in block.expected_components}
+        return needed[True] - needed[False]
 
     @property
     def scheduler(self) -> Any:
@@ -165,8 +173,8 @@ class Modular:
         is_per_step = any(param.name == PER_STEP for param in self.blocks.inputs)
         if scale is None and is_per_step:
             raise UserError(
-                f"model.guidance_scale: {self.name} has a strength for each of its own steps and training one "
-                "for all; give it"
+                f"model.guidance_scale: {self.name} has a strength for each of its own steps and training "
+                "has one for all; give it"
             )
         if scale is None:
             return {}
@@ -236,7 +244,9 @@ def _where_levels_are_held(loop: Callable[..., Any]) -> Callable[..., Any]:
 
 def _one_as_text(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A single prompt without its list: some text encoders take nothing else."""
-    alone = {n: v[0] for n, v in inputs.items() if isinstance(v, list) and len(v) == 1 and v[0].__class__ is str}
+    alone = {
+        n: v[0] for n, v in inputs.items() if isinstance(v, list) and len(v) == 1 and v[0].__class__ is str
+    }
     return {**inputs, **alone}
 
 
