@@ -127,7 +127,7 @@ PASSES = {"ltx25": "4", "ideogram4": "1"}
 """Of the trained network for a velocity, where guidance does not take two: LTX-2.5 has two further guides,
 and the other pass of Ideogram 4 is that of a network of its own.
 """
-SLOW = ("ltx25",)
+SLOW = ("krea2", "ltx25")
 DOCTORED = ["sd3", *(pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MODULAR)]
 
 
@@ -157,7 +157,7 @@ def test_a_newer_family_has_the_velocity_of_its_classic_pipeline(name, classic, 
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in MODULAR if name not in SLOW and name != "flux3_rewriting"]
+    "name", [name for name in MODULAR if name not in ("flux3_rewriting", "ltx25")]
 )  # a writer of random weights writes one text
 def test_rows_of_a_batch_do_not_know_each_other(name):
     policy = DiffusersPolicy(prepare(Modular(seeded(MODULAR[name])())), settings(name, "", lora=None))

@@ -39,12 +39,17 @@ class Modular:
         self.stock = stock
         self.name = type(stock).__name__
         self.blocks: Any = deepcopy(stock.blocks)
+        self._stock_blocks: Any = stock._blocks  # its `blocks` gives a copy
         names = list(self.blocks.sub_blocks)
         if reason := self._untrainable(names):
             raise UserError(f"model: {self.name} {reason}; such pipelines cannot be trained yet")
         self._encoding = names[: names.index(ENCODER) + 1]
         """The blocks up to the text encoder."""
         self._leave_out_what_is_not_there()
+        # Worked out from all blocks at each look.
+        self._inputs = self.blocks.inputs
+        self._made = [param.name for param in self.blocks.outputs if param.name != "latents"]
+        """What a call gives; FLUX.3 gives its latents beside the images."""
         for block in _all_blocks(self.blocks):
             plain = unwrap(type(block).__call__)
             if isinstance(block, LoopSequentialPipelineBlocks):
@@ -72,7 +77,7 @@ class Modular:
         for name in self._encoding[:-1]:
             if self._lacking & {spec.name for spec in self.blocks.sub_blocks[name].expected_components}:
                 self._encoding.remove(name)
-                for blocks in (self.blocks, self.stock._blocks):  # its `blocks` gives a copy
+                for blocks in (self.blocks, self._stock_blocks):
                     blocks.sub_blocks.pop(name)
 
     @property
@@ -108,7 +113,7 @@ class Modular:
     @property
     def parameters(self) -> list[str]:
         """What a call may be given."""
-        own = [param.name for param in self.blocks.inputs if param.name is not None]
+        own = [param.name for param in self._inputs if param.name is not None]
         return [*own, *(["guidance_scale"] if self._guided or PER_STEP in own else [])]
 
     @property
@@ -123,7 +128,7 @@ class Modular:
     def set_progress_bar_config(self, **options: Any) -> None:
         """Of all loops, ours and the pipeline's own."""
         self.stock.set_progress_bar_config(**options)
-        for block in (*_all_blocks(self.blocks), *_all_blocks(self.stock._blocks)):
+        for block in (*_all_blocks(self.blocks), *_all_blocks(self._stock_blocks)):
             if isinstance(block, LoopSequentialPipelineBlocks):
                 block.set_progress_bar_config(**options)
 
@@ -148,7 +153,7 @@ class Modular:
         inputs |= self._guidance(guidance_scale, num_inference_steps)
         inputs = _one_as_text(inputs)
         state = PipelineState()
-        for param in self.blocks.inputs:
+        for param in self._inputs:
             if param.name is not None:
                 state.set(param.name, inputs.get(param.name, param.default), param.kwargs_type)
         outputs = {
@@ -163,14 +168,9 @@ class Modular:
                 block(self.stock, state)
         return tuple(state.get(name) for name in (["latents"] if output_type == "latent" else self._made))
 
-    @property
-    def _made(self) -> list[str]:
-        """What a call gives; FLUX.3 gives its latents beside the images."""
-        return [name for param in self.blocks.outputs if (name := param.name) != "latents"]
-
     def _guidance(self, scale: float | None, steps: int) -> dict[str, Any]:
         """Give the strength to the guider, which may be saved switched off, or to the call."""
-        is_per_step = any(param.name == PER_STEP for param in self.blocks.inputs)
+        is_per_step = any(param.name == PER_STEP for param in self._inputs)
         if scale is None and is_per_step:
             raise UserError(
                 f"model.guidance_scale: {self.name} has a strength for each of its own steps and training "
