@@ -52,8 +52,8 @@ class Modular:
         """What a call gives; FLUX.3 gives its latents beside the images."""
         for block in _all_blocks(self.blocks):
             plain = unwrap(type(block).__call__)
-            if isinstance(block, LoopSequentialPipelineBlocks):
-                plain = _where_levels_are_held(plain)
+            is_loop = isinstance(block, LoopSequentialPipelineBlocks)
+            plain = _where_levels_are_held(plain) if is_loop else plain
             block.__class__ = type(type(block).__name__, (type(block),), {"__call__": plain})
 
     def __getattr__(self, name: str) -> Any:
