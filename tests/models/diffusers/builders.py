@@ -770,6 +770,194 @@ def anima() -> Any:
     return pipeline
 
 
+def qwen3_vl(tokenizer: Any, kind: str = "Model", layers: int = 2) -> Any:
+    """`kind` is Model or ForConditionalGeneration."""
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    rotary = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    config = transformers.Qwen3VLConfig(
+        text_config={**text_sizes(tokenizer, layers), "rope_parameters": rotary, "pad_token_id": 0},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 37,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    return getattr(transformers, f"Qwen3VL{kind}")(config)
+
+
+def processor(tokenizer: Any) -> Any:
+    """Holds a tokenizer as Qwen3-VL's does, which cannot be built without torchvision."""
+    sizes = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
+    return transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(**sizes),
+        tokenizer=tokenizer,
+        chat_template=tokenizers.CHAT,
+    )
+
+
+def prompt_writer(tokenizer: Any) -> Any:
+    """Qwen3.5, which rewrites prompts for FLUX.3."""
+    linear = {f"linear_num_{kind}_heads": 2 for kind in ("key", "value")}
+    linear |= {f"linear_{kind}_head_dim": 8 for kind in ("key", "value")}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 37, "num_heads": 4, "out_hidden_size": 32}
+    return transformers.Qwen3_5ForConditionalGeneration(
+        transformers.Qwen3_5Config(
+            text_config={
+                **text_sizes(tokenizer),
+                **linear,
+                "layer_types": ["linear_attention", "full_attention"],
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+                "max_position_embeddings": 8192,
+            },
+            vision_config=vision,
+        )
+    )
+
+
+def flux3_rewriting() -> Any:
+    """With the model that rewrites prompts."""
+    pipeline, tokenizer = flux3(), tokenizers.qwen()
+    pipeline.update_components(
+        prompt_upsampler=prompt_writer(tokenizer), prompt_upsampler_processor=processor(tokenizer)
+    )
+    return pipeline
+
+
+def flux3(pipeline: str = "Flux3ModularPipeline", flow_map: bool = False) -> Any:
+    """Only modular, without the model that rewrites prompts."""
+    tokenizer, built = tokenizers.qwen(), getattr(diffusers, pipeline)()
+    built.update_components(
+        transformer=diffusers.Flux3Transformer2DModel(
+            in_channels=16,
+            cond_in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=64,
+            timestep_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            flow_map=flow_map,
+        ),
+        vae=_flux2_parts(guidance_embeds=False)["vae"],
+        text_encoder=qwen3_vl(tokenizer, "ForConditionalGeneration"),
+        tokenizer=processor(tokenizer),
+    )
+    return built
+
+
+def qwen_image21() -> Any:
+    tokenizer, built = tokenizers.qwen(), diffusers.QwenImage21ModularPipeline()
+    built.update_components(
+        transformer=diffusers.QwenImage21Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            context_in_dim=32,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=flow(use_dynamic_shifting=True),
+        vae=diffusers.AutoencoderKLQwenImage21(
+            base_dim=8,
+            decoder_base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+            scale_factor_spatial=4,
+        ),
+        text_encoder=qwen3_vl(tokenizer, "ForConditionalGeneration"),
+        processor=processor(tokenizer),
+    )
+    return built
+
+
+def krea2(pipeline: str = "Krea2ModularPipeline") -> Any:
+    tokenizer, built = tokenizers.qwen(), getattr(diffusers, pipeline)()
+    built.update_components(
+        transformer=diffusers.Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=48,
+            timestep_embed_dim=16,
+            text_hidden_dim=32,
+            num_text_layers=12,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=37,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=flow(use_dynamic_shifting=True),
+        vae=qwen_image().vae,
+        text_encoder=qwen3_vl(tokenizer, layers=36),
+        tokenizer=tokenizer,
+    )
+    return built
+
+
+def ideogram4() -> Any:
+    tokenizer, built = tokenizers.qwen(), diffusers.Ideogram4ModularPipeline()
+
+    def network() -> Any:
+        return diffusers.Ideogram4Transformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            intermediate_size=48,
+            adaln_dim=16,
+            llm_features_dim=13 * 32,
+            mrope_section=(4, 2, 2),
+        )
+
+    built.update_components(
+        transformer=network(),
+        unconditional_transformer=network(),
+        scheduler=flow(),
+        vae=_flux2_parts(guidance_embeds=False)["vae"],
+        text_encoder=qwen3_vl(tokenizer, layers=36),
+        tokenizer=tokenizer,
+    )
+    return built
+
+
+def ltx25() -> Any:
+    classic, built = ltx2(), diffusers.LTX25ModularPipeline()
+    guidance = {"stg_scale": 1.0, "modality_scale": 3.0, "guidance_rescale": 0.7}
+    built.update_components(
+        **classic.components,
+        guider=diffusers.LTX2Guidance(guidance_scale=3.0, spatio_temporal_guidance_blocks=[1], **guidance),
+        audio_guider=diffusers.LTX2Guidance(guidance_scale=7.0, **guidance),
+        diffusion_decoder=diffusers.LTX2VideoDiffusionDecoderModel(
+            latent_channels=4,
+            decoder_head_dim=8,
+            decoder_stage_channels=(16, 16, 16, 16, 16),
+            decoder_stage_depths=(1, 1, 1, 1, 1),
+            decoder_stage_kernels=((1, 1, 1),) * 4,
+            decoder_stage5_kernel=(1, 3, 3),
+            decoder_upsample_channel_reductions=(1, 1, 1, 1),
+            decoder_t_emb_dim=16,
+        ),
+    )
+    return built
+
+
 def _unet(width: int, **options: Any) -> diffusers.UNet2DConditionModel:
     return diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16),
@@ -944,3 +1132,14 @@ if find_spec("torchvision") is not None:
             {"image": GRADIENT, "negative_prompt": " "},
             stock_is_wrong_in_batches=True,
         )
+
+MODULAR: dict[str, Callable[[], Any]] = {
+    "anima": anima,
+    "flux3": flux3,
+    "flux3_rewriting": flux3_rewriting,
+    "qwen_image21": qwen_image21,
+    "krea2": krea2,
+    "ideogram4": ideogram4,
+    "ltx25": ltx25,
+}
+"""Pipelines that are built as modular ones."""

@@ -1,6 +1,6 @@
 import torch
 
-from thalweg.models.diffusers.conditions import cut, describe, join, stack, trim
+from thalweg.models.diffusers.conditions import cut, describe, doubled, join, stack, trim
 
 
 def encoded(*lengths):
@@ -32,3 +32,18 @@ def test_rows_come_back_as_they_were_encoded():
         assert torch.equal(negative, torch.ones(1, 6, 2))
         # (negative, negative, positive, positive), as a pipeline doubles a batch
         assert torch.equal(named["doubled"], encoded(length)[5]["doubled"].repeat_interleave(2, 0))
+
+
+def test_counts_come_back_for_the_rows_at_hand():
+    # How many tokens each prompt has, how many prompts there are, and a switch.
+    slot = describe(([5], 1, True), ([5, 5], 2, True), "0")
+    table = stack([cut(slot, ([5], 1, True)), cut(slot, ([3], 1, True))])
+    assert join(slot, trim(table)) == ([5, 3], 2, True)
+
+
+def test_a_result_for_one_prompt_stands_for_the_same_prompt_twice():
+    one = {"embeds": torch.ones(1, 4, 2), "ids": torch.zeros(4, 3), "none": None}
+    two = doubled(one)
+    assert two["embeds"].shape == (2, 4, 2) and two["ids"].shape == (4, 3) and two["none"] is None
+    both = join(describe(one, two, "0"), stack([cut(describe(one, two, "0"), one)] * 2))
+    assert torch.equal(both["embeds"], torch.ones(2, 4, 2))

@@ -11,7 +11,7 @@ from thalweg.core.values import Prompt
 from thalweg.models import Policy
 from thalweg.models.diffusers.model import Adapters
 from thalweg.models.diffusers.pipelines import prepare
-from thalweg.models.diffusers.policy import DiffusersPolicy
+from thalweg.models.diffusers.policy import DiffusersPolicy, over_white
 
 HALF = torch.tensor([0.5, 0.5])
 
@@ -167,3 +167,11 @@ def test_a_negative_prompt_for_a_call_without_one_is_refused(tiny_policy_of):
         UserError, match=r"'a fox' has a negative_prompt.*give model\.call\.negative_prompt=''"
     ):
         tiny_policy_of("sd3").encode([Prompt("a fox", {"negative_prompt": "blurry"})])
+
+
+def test_an_alpha_channel_goes_over_white():
+    # Opaque, clear and half clear: 0.2, white, and 0.5 · 0.2 + 0.5.
+    images = torch.full((3, 4, 1, 1), 0.2)
+    images[:, 3, 0, 0] = torch.tensor([1.0, 0.0, 0.5])
+    assert_close(over_white(images), torch.tensor([0.2, 1.0, 0.6])[:, None, None, None].expand(3, 3, 1, 1))
+    assert torch.equal(over_white(images[:, :3]), images[:, :3])

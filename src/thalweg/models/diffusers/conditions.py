@@ -31,12 +31,24 @@ class ListOfRows:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """A list with a whole number for each prompt, such as how many tokens it has."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Shared:
     """A tensor that all rows of a call share, such as positions, or a negative prompt that is given once."""
 
     name: str
     has_axis: bool
     """Whether its first axis is a batch of one."""
+
+
+@dataclass(frozen=True)
+class NumberOfRows:
+    """How many prompts there are."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Nested:
     slots: dict[Any, "Slot"]
 
 
-Slot = PerRow | ListOfRows | Shared | Fixed | Nested
+Slot = PerRow | ListOfRows | Numbers | NumberOfRows | Shared | Fixed | Nested
 
 
 def describe(one: Any, two: Any, name: str) -> Slot:
@@ -65,6 +77,10 @@ def describe(one: Any, two: Any, name: str) -> Slot:
         return PerRow(name, one.shape[0])
     if isinstance(one, list) and len(one) == 1 and len(two) == 2 and isinstance(one[0], Tensor):
         return ListOfRows(name)
+    if isinstance(one, list) and len(one) == 1 and len(two) == 2 and isinstance(one[0], int):
+        return Numbers(name)
+    if isinstance(one, int) and (one, two) == (1, 2):
+        return NumberOfRows()
     if isinstance(one, tuple | list):
         pairs = enumerate(zip(one, two, strict=True))
         return Nested(type(one), {i: describe(a, b, f"{name}.{i}") for i, (a, b) in pairs})
@@ -73,12 +89,21 @@ def describe(one: Any, two: Any, name: str) -> Slot:
     return Fixed(one)
 
 
+def doubled(one: Any) -> Any:
+    """The result for the same prompt twice, where the pipeline takes one at a time: rows are joined."""
+    if isinstance(one, Tensor):
+        return torch.cat([one, one]) if one.ndim > 1 and len(one) == 1 else one
+    return {key: doubled(value) for key, value in one.items()} if isinstance(one, dict) else one
+
+
 def cut(slot: Slot, value: Any) -> dict[str, Tensor]:
     """Named tensors of one prompt's result, without a prompt axis."""
     if isinstance(slot, PerRow):
         return {slot.name: value[0] if slot.blocks == 1 else value.movedim(0, -1)}
     if isinstance(slot, ListOfRows):
         return {slot.name: value[0]}
+    if isinstance(slot, Numbers):
+        return {slot.name: torch.tensor(value[0])}
     if isinstance(slot, Shared):
         return {slot.name: value[0] if slot.has_axis else value}
     if isinstance(slot, Nested):
@@ -96,6 +121,10 @@ def join(slot: Slot, rows: dict[str, Tensor]) -> Any:
         return value if slot.blocks == 1 else value.movedim(-1, 0).flatten(0, 1)
     if isinstance(slot, ListOfRows):
         return list(rows[slot.name].unbind(0))
+    if isinstance(slot, Numbers):
+        return rows[slot.name].tolist()
+    if isinstance(slot, NumberOfRows):
+        return len(next(iter(rows.values())))
     if isinstance(slot, Shared):
         return rows[slot.name][:1] if slot.has_axis else rows[slot.name][0]
     if isinstance(slot, Nested):

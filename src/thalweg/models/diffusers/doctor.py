@@ -19,7 +19,7 @@ from thalweg.core.values import Media, Prompt
 from thalweg.flow import alpha_bar_from_sigma, flow_norm, sigma_from_alpha_bar
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import Modular, name_of
-from thalweg.models.diffusers.policy import DiffusersPolicy
+from thalweg.models.diffusers.policy import DiffusersPolicy, over_white
 from thalweg.models.diffusers.readings import DiscreteReading, FlowReading
 from thalweg.models.diffusers.seam import Seam
 
@@ -132,7 +132,7 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
     finally:
         pipeline.scheduler = seam
     states = policy.pack(scheduler.states[-len(policy.family.latents) :])
-    outputs = [m.float().cpu() for m in made if isinstance(m, Tensor)]
+    outputs = [over_white(m.float().cpu()) for m in made if isinstance(m, Tensor)]
     return states.float(), _levels_visited(scheduler, seam), outputs
 
 
@@ -140,7 +140,10 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
 def _parity(
     policy: DiffusersPolicy, x: Tensor, sigmas: Tensor, expected: Tensor, tolerance: float
 ) -> Finding:
-    condition, x = policy.encode([PROMPT]), flow_norm(sigmas[0]).to(x) * x
+    condition = policy.encode([PROMPT])
+    # A flow's own call starts from the noise as it is, wherever its levels start.
+    if not isinstance(policy.pipeline.scheduler.reading, FlowReading):
+        x = flow_norm(sigmas[0]).to(x) * x
     for sigma, sigma_next in pairwise(sigmas):
         x = (x + (sigma_next - sigma) * policy.velocity(x, sigma[None], condition)).to(policy.latent_dtype)
     error = _difference(x, expected)

@@ -20,7 +20,7 @@ from thalweg.models.diffusers import conditions
 from thalweg.models.diffusers.embedding_cache import EmbeddingCache, digest_of_tensors, key_of
 from thalweg.models.diffusers.families import Family
 from thalweg.models.diffusers.model import DiffusersModel
-from thalweg.models.diffusers.modular import name_of
+from thalweg.models.diffusers.modular import Modular, name_of
 from thalweg.models.diffusers.pipelines import read_image
 from thalweg.models.diffusers.seam import Stopped
 
@@ -53,7 +53,7 @@ class Encoder:
         """What the pipeline's VAE made of them."""
         self._released = False
         """Whether the text encoders were given back."""
-        self._slots = self._slots_of_answers(alone=family.one_row)
+        self._slots = self._slots_of_answers(family)
         if model.embedding_cache is not None:
             self._encoders = digest_of_tensors(self.rows([Prompt("a")]))
             self.cache = EmbeddingCache(Path(model.embedding_cache))
@@ -73,8 +73,10 @@ class Encoder:
         for prompt in prompts:
             self._row(prompt)
         self._released, released = True, 0
+        others = self.pipeline.encoders if isinstance(self.pipeline, Modular) else ()
         for name, component in list(self.pipeline.components.items()):
-            if name.startswith(("text_encoder", "tokenizer")) and component is not None:
+            encodes = name.startswith(("text_encoder", "tokenizer")) or name in others
+            if encodes and component is not None:
                 if isinstance(component, nn.Module):
                     released += sum(t.numel() * t.element_size() for t in component.state_dict().values())
                 self.pipeline.register_modules(**{name: None})
@@ -220,10 +222,13 @@ class Encoder:
             del self.pipeline.encode_prompt
         return answers
 
-    def _slots_of_answers(self, alone: bool) -> list[conditions.Slot]:
-        """How its answers are laid out; `alone` where the pipeline takes one row."""
+    def _slots_of_answers(self, family: Family) -> list[conditions.Slot]:
+        """How its answers are laid out."""
         one = self.answers([Prompt("a")])
-        two = one if alone else self.answers([Prompt("a")] * 2)
+        if family.one_prompt:
+            two = [conditions.doubled(answer) for answer in one]
+        else:
+            two = one if family.one_row else self.answers([Prompt("a")] * 2)
         if not one:
             raise UserError(
                 f"model: {name_of(self.pipeline)} encodes its prompts after it asks for noise "

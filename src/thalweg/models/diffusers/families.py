@@ -4,6 +4,7 @@ The rule: `latents=` takes what `step` sees, guidance is `guidance_scale`, and a
 pipeline that is not listed works by it; `thalweg doctor model=FOLDER` says whether an entry would help.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,10 @@ class Family:
     """The argument for the strength of guidance."""
     one_row: bool = False
     """A call takes one sample only."""
+    one_prompt: bool = False
+    """The text encoder takes one prompt only, or gives one negative for all; the network takes several
+    rows.
+    """
     decodes_alone: bool = False
     """The decoder takes one sample at a time."""
     lists: tuple[str, ...] = ()
@@ -45,10 +50,11 @@ class Family:
 
 
 def _tokens_to_map(state: Float[Tensor, "B L C"], pipeline: Any, call: Mapping[str, Any]) -> Tensor:
-    """FLUX.2 takes (B, C, h, w) and packs it into tokens."""
-    size = pipeline.default_sample_size * pipeline.vae_scale_factor
-    height, width = (call.get(side, size) // (2 * pipeline.vae_scale_factor) for side in ("height", "width"))
-    return state.transpose(1, 2).unflatten(2, (height, width))
+    """FLUX.2 and FLUX.3 take (B, C, h, w) and pack it into tokens; what is not asked for is square."""
+    tokens, patch = state.shape[1], 2 * pipeline.vae_scale_factor
+    width = call["width"] // patch if "width" in call else math.isqrt(tokens)
+    height = call["height"] // patch if "height" in call else tokens // width
+    return state.transpose(1, 2).unflatten(2, (height, tokens // height))
 
 
 FAMILIES: dict[str, Family] = {
@@ -75,6 +81,11 @@ FAMILIES: dict[str, Family] = {
     "FluxModularPipeline": Family(rows_may_differ=True),
     "AnimaModularPipeline": Family(rows_may_differ=True),
     "ZImageModularPipeline": Family(rows_may_differ=True),
+    "LTX25ModularPipeline": Family(rows_may_differ=True, latents=("latents", "audio_latents")),
+    "QwenImage21ModularPipeline": Family(rows_may_differ=True, one_prompt=True),
+    "Krea2ModularPipeline": Family(rows_may_differ=True),
+    "Ideogram4ModularPipeline": Family(rows_may_differ=True),
+    "Flux3ModularPipeline": Family(rows_may_differ=True, one_prompt=True, to_argument=_tokens_to_map),
     "AceStepPipeline": Family(audio_seconds="audio_duration", lists=("lyrics",)),
 }
 """By the name of the pipeline's class."""

@@ -24,6 +24,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 NETWORKS = ("transformer", "transformer_2", "unet")
 FRAMES_PER_LATENT = ("scale_factor_temporal", "temporal_compression_ratio")
 """What pipelines call, behind `vae_`, the frames of a latent one; the first frame has one of its own."""
+FLOW_MAPS = ("flow_map", "use_meanflow")
+"""Settings of networks that are told the level a step leads to beside the one it starts from."""
 
 
 def open_pipeline(model: DiffusersModel) -> Any:
@@ -82,6 +84,13 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
             f"model: {name_of(pipeline)} has no component 'transformer' or 'unet' to train; only "
             "pipelines with one are known"
         )
+    for component, network in networks(pipeline).items():
+        config: Any = network.config
+        if any(config.get(setting) for setting in FLOW_MAPS):
+            raise UserError(
+                f"model: the {component} of {name_of(pipeline)} is a flow map, which is told where each step "
+                "leads and so has no velocity; train the model that it was distilled from"
+            )
     if not callable(getattr(pipeline, "encode_prompt", None)):
         raise UserError(
             f"model: {name_of(pipeline)} has no `encode_prompt`; such pipelines cannot be trained yet"
@@ -116,7 +125,10 @@ def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
     problems = _refused(pipeline, named) + _off_the_grid(pipeline, sides, "model.")
     if problems:
         raise UserError("\n".join(problems))
-    return {key: read_image(value) if key == "image" else value for key, value in named.values()}
+    given = {key: read_image(value) if key == "image" else value for key, value in named.values()}
+    if isinstance(pipeline, Modular):
+        pipeline.require_components(given)
+    return given
 
 
 def arguments_of_size(pipeline: Any, size: Size) -> dict[str, Any]:

@@ -337,7 +337,17 @@ def _as_media(outputs: Sequence[Tensor]) -> Tensor | Media:
     """A pipeline returns images (B, 3, H, W), frames (B, F, 3, H, W), or waves (B, channels, T)."""
     by_axes = {output.ndim: output for output in outputs}
     if set(by_axes) == {4}:
-        return by_axes[4].clamp(0, 1)
+        return over_white(by_axes[4].clamp(0, 1))
     audio = by_axes.get(3, by_axes[2][:, None] if 2 in by_axes else None)
     frames = by_axes.get(5)
     return Media(None if frames is None else frames.clamp(0, 1), audio)
+
+
+def over_white(images: Tensor) -> Tensor:
+    """Images without their alpha channel, if they have one: rewards see no transparency. Over white, as
+    Qwen-Image 2.1 shows its own to its text encoder.
+    """
+    if images.ndim != 4 or images.shape[1] != 4:
+        return images
+    alpha = images[:, 3:]
+    return alpha * images[:, :3] + (1 - alpha)
