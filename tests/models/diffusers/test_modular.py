@@ -135,6 +135,12 @@ DOCTORED = ["sd3", *(pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n
     ("name", "classic", "strength"),
     [
         ("krea2", diffusers.Krea2Pipeline, {}),
+        # A classic call takes a latent for 16 pixels, whatever the decoder makes of it: of the tiny one, 4.
+        (
+            "qwen_image21",
+            diffusers.QwenImage21Pipeline,
+            {"call": {"negative_prompt": ""}, "height": 4 * SIZE, "width": 4 * SIZE},
+        ),
         # A classic call takes as many strengths as it has steps.
         (
             "ideogram4",

@@ -64,6 +64,7 @@ FAMILIES: dict[str, Family] = {
     "Flux2Pipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map, shares_samples=True),
     "Flux2KleinPipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map, shares_samples=True),
     "QwenImagePipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
+    "QwenImage21Pipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPlusPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
     "WanPipeline": Family(rows_may_differ=True, shares_samples=True),
