@@ -2,9 +2,12 @@
 
 import torch
 
+from thalweg.core.forest import Scores
+from thalweg.core.processes import Processes
+from thalweg.training.evaluate import summarise_steps
 from thalweg.training.folder.saved import sample
 from thalweg.training.loop import train
-from training.small_runs import metrics_of, small
+from training.small_runs import metrics_of, small, trains
 
 RED = ["a red square"]
 
@@ -35,3 +38,12 @@ def test_step_wise_sampling_measures_other_images(tiny_world, tmp_path):
         train(small("diffusion-nft", {"iterations": 0} | changes), tmp_path / str(number))
         rewards.append(metrics_of(tmp_path / str(number))[0]["reward"])
     assert rewards[0] != rewards[1]
+
+
+def test_what_judges_of_noisy_states_say_is_told_where_steps_are_trained(tiny_world, tmp_path):
+    nan = torch.nan
+    steps = {"judge": (torch.tensor([nan]), torch.tensor([1.0, 3.0]), torch.tensor([nan, 5.0]))}
+    assert summarise_steps(Scores({}, steps), Processes()) == {"reward/judge/steps": 3.0}
+    assert summarise_steps(Scores({}, {"judge": (torch.tensor([nan]),)}), Processes()) == {}
+    line = trains(train(small("step-grpo", {"iterations": 1}), tmp_path / "run"))[0]
+    assert 0 < line["reward/scenes_scorer/steps"] < 1  # a chance

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.forest import Leaves
+from thalweg.core.forest import Leaves, Scores
 from thalweg.core.processes import Processes
 from thalweg.core.values import Metrics, Prompt
 from thalweg.evaluation import measure, sheet
@@ -67,3 +68,16 @@ def summarise(recipe: Recipe, scores: Mapping[str, Float[Tensor, " B"]], leaves:
         "zero_variance_fraction": sum(flat) / len(flat),
         "invalid_rewards": int((~valid).sum()),
     }
+
+
+def summarise_steps(scores: Scores, processes: Processes) -> Metrics:
+    """What judges of noisy states say of those that trained steps lead to, over all processes."""
+    metrics = {}
+    for name, levels in scores.steps.items():
+        values = torch.cat(levels).double()
+        known = values[values.isfinite()]
+        summed = torch.stack([known.sum(), known.new_tensor(len(known))])
+        processes.add([summed])
+        if summed[1]:
+            metrics[f"reward/{name}/steps"] = float(summed[0] / summed[1])
+    return metrics

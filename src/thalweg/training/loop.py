@@ -30,7 +30,7 @@ from thalweg.training.data.prompts import (
 from thalweg.training.distribution.launch import require_alike
 from thalweg.training.distribution.parallel import place
 from thalweg.training.distribution.workers import growing
-from thalweg.training.evaluate import evaluate, summarise
+from thalweg.training.evaluate import evaluate, summarise, summarise_steps
 from thalweg.training.folder import checkpoint
 from thalweg.training.folder.checkpoint import State
 from thalweg.training.folder.run import RunFolder, command_line, default_folder
@@ -197,6 +197,7 @@ def iterate(
     state.backwards += int(passes[1])
     return {
         **summarise(recipe, everyone, leaves),
+        **summarise_steps(scores, processes),
         **agreement(collected, scores.leaves, recipe.rewards, processes),
         **learned,
         **fitted,
