@@ -1,5 +1,9 @@
 """Fixtures: two small policies, so that tests of the parts do not depend on shipped weights."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
+
 import torchvision_on_cpu  # noqa: F401
 
 # isort: split

@@ -1,9 +1,6 @@
 """Real families at toy size, offline; left out where diffusers is not installed."""
 
-import os
 from importlib.util import find_spec
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers is imported
 
 if find_spec("diffusers") is None:
     collect_ignore_glob = ["test_*.py"]

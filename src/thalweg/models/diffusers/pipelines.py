@@ -31,7 +31,8 @@ FLOW_MAPS = ("flow_map", "use_meanflow")
 def open_pipeline(model: DiffusersModel) -> Any:
     """The stock pipeline, frozen, in evaluation mode, on its device."""
     folder = Path(model.path)
-    is_classic, is_modular = (_holds(model, index) for index in ("model_index.json", INDEX))
+    is_classic = _holds(model, "model_index.json")
+    is_modular = not is_classic and _holds(model, INDEX)
     if folder.exists() and not is_classic and not is_modular:
         raise UserError(
             f"model.path='{model.path}': no pipeline there (model_index.json is missing, and {INDEX}); give "
@@ -41,8 +42,13 @@ def open_pipeline(model: DiffusersModel) -> Any:
         raise UserError(
             f"model.path='{model.path}': no such folder; give a pipeline's folder, or owner/name on the hub"
         )
+    if not is_classic and not is_modular:
+        raise UserError(
+            f"model.path='{model.path}': no such folder, and the hub has none of that name or cannot be "
+            "reached; check the name, and log in with `hf auth login` where it is gated"
+        )
     try:
-        if is_modular and not is_classic:
+        if is_modular:
             is_here = folder.exists()
             there = folder if is_here else Path(snapshot_download(model.path, revision=model.revision))
             pipeline: Any = open_modular(there, DTYPES[model.precision], only_here=is_here)
@@ -57,11 +63,10 @@ def open_pipeline(model: DiffusersModel) -> Any:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        if folder.exists():
-            problem = f"cannot be read ({_first_line(error)}); save it again"
-        else:
-            problem = "no such folder, and the hub has none of that name or cannot be reached; check the name"
-        raise UserError(f"model.path='{model.path}': {problem}") from error
+        way_out = "save it again" if folder.exists() else "see whether the hub can be reached"
+        raise UserError(
+            f"model.path='{model.path}': cannot be read ({_first_line(error)}); {way_out}"
+        ) from error
     _require_device(model.device)
     return prepare(pipeline, model.device)
 
