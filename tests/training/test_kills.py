@@ -113,9 +113,12 @@ def _has_begun(run: Path, lines: int) -> bool:
 def test_a_run_killed_at_ten_random_instants_equals_the_uninterrupted_one(name, tmp_path):
     # Two recipes, twenty kills.
     recipe: Recipe = load_recipe(name, OVERRIDES | {"iterations": 40, "evaluation.every": 10})
+    began = time.monotonic()
     whole = train(recipe, tmp_path / "whole")
+    # So short that ten lives do not reach the end, however fast the machine is.
+    life = (time.monotonic() - began) / 12
     typed = [*TYPED, "iterations=40", "evaluation.every=10"]
-    run, delays, kills = tmp_path / "killed", random.Random(1), 0
+    run, delays, kills, to_start = tmp_path / "killed", random.Random(1), 0, 0.0
     while kills < 10:
         child = (
             start("resume", str(run)) if is_training(run) else start("train", name, *typed, "--out", str(run))
@@ -123,7 +126,8 @@ def test_a_run_killed_at_ten_random_instants_equals_the_uninterrupted_one(name, 
         before = time.monotonic()
         while time.monotonic() - before < PATIENCE and child.poll() is None and not is_training(run):
             time.sleep(0.01)
-        time.sleep(delays.uniform(0, 8))
+        to_start = to_start or time.monotonic() - before
+        time.sleep(delays.uniform(0, to_start + life))
         if child.poll() is not None:
             finish(child)
             break
