@@ -196,6 +196,11 @@ RECIPES |= {
         "'process' reads a reward of noisy states",
         "{kind: scorer, at: steps}",
     ),
+    "process credit of states that no step leads to": (
+        [STEPS_REWARD, "credit={kind: process, sigma_max: 0.1}"],
+        "credit.sigma_max=0.1",
+        "its last leads to 0.125",
+    ),
     "process credit of nothing": (
         ["credit={kind: process, outcome_weight: 0, process_weight: 0}"],
         "credit",
@@ -235,6 +240,11 @@ RECIPES |= {
         ["rewards=[{kind: scorer, at: steps}]", "credit={kind: process, outcome_weight: 0}"],
         "rewards: 'scenes_scorer' judges noisy states alone",
         "add one",
+    ),
+    "a judge of another world": (
+        ["model.world=glyphs", "rewards=[scenes]"],
+        "judges samples of the world 'scenes', and the model makes those of 'glyphs'",
+        "give rewards=[glyphs], or model.world=scenes",
     ),
     "a scorer of a world without one": (
         ["rewards=[{kind: scorer, world: glyphs}]"],
@@ -503,16 +513,16 @@ def test_prompts_that_cannot_be_read_are_refused(key, name, text, words, train, 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "key", "lacking"),
+    ("overrides", "prompt", "key", "lacking"),
     [
-        (["data.prompts={file}", "rewards=[scenes]"], "data.prompts", "specification"),
-        (["evaluation.prompts={file}"], "evaluation.prompts", "specification"),
-        (["rewards=[glyphs]"], "data.prompts", "text"),  # the prompts of one world, the judge of another
+        (["data.prompts={file}", "rewards=[scenes]"], "a red square", "data.prompts", "specification"),
+        (["evaluation.prompts={file}"], "a red square", "evaluation.prompts", "specification"),
+        (["data.prompts={file}", "model.world=glyphs", "rewards=[glyphs]"], "A C", "data.prompts", "text"),
     ],
 )
-def test_prompts_that_a_judge_cannot_judge_are_refused(overrides, key, lacking, train, tmp_path):
+def test_prompts_that_a_judge_cannot_judge_are_refused(overrides, prompt, key, lacking, train, tmp_path):
     file = tmp_path / "p.txt"
-    file.write_text("a red square\n")
+    file.write_text(f"{prompt}\n")
     typed = [text.format(file=file) for text in overrides]
     outcome = train("flow-grpo", *typed, "--out", tmp_path / "run")
     refused(outcome, f"{key}: prompt '", f"has no '{lacking}' in its metadata", "judge of world", ".jsonl")

@@ -24,3 +24,8 @@ def test_the_line_under_a_field_is_its_description():
 def test_a_misspelt_name_is_answered_by_the_nearest_one_and_a_strange_one_by_all():
     assert nearest("scens", ["scenes", "glyphs"]) == "; did you mean 'scenes'?"
     assert nearest("xyz", ["scenes", "glyphs"]) == "; known: scenes, glyphs"
+
+
+def test_of_many_known_names_the_first_are_told_and_how_many_there_are():
+    many = [f"n{i:02}" for i in range(20)]
+    assert nearest("xyz", many) == f"; known: {', '.join(many[:16])} and 4 more"

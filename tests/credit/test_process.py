@@ -65,6 +65,16 @@ def test_one_candidate_teaches_nothing(linear_policy):
     assert found.levels[1].abs().max() == 0 and found.levels[2].abs().max() == 0
 
 
+def test_steps_into_states_too_noisy_for_the_judge_have_no_process_credit(linear_policy):
+    forest = forest_of(linear_policy(), AllSteps(), group_size=2)
+    sigmas = [float(level.sigma[0]) for level in forest.levels]
+    scores = [[0.0, 4.0, 2.0, 2.0], [1.0, 0.0, 5.0, 9.0]]
+    credit = ProcessCredit(sigma_max=sigmas[2], **RAW)  # the level itself is still judged
+    found = assign(credit, forest, [1.0, 3.0, 0.0, 10.0], *scores)
+    assert found.levels[1].tolist() == [[-1, 0], [1, 0], [-5, 0], [5, 0]]
+    assert found.levels[2].tolist() == [[-1, 1], [1, -1], [-5, -4], [5, 4]]
+
+
 def test_a_process_credit_of_nothing_is_refused():
     with pytest.raises(ValidationError, match="are both 0; give one of them a weight"):
         ProcessCredit(outcome_weight=0, process_weight=0)

@@ -27,6 +27,8 @@ class ProcessCredit(Normalized):
     """Of the normalised reward of the state the step leads to."""
     compare: Literal["prompt", "siblings"] = "prompt"
     """With whom a state is compared: those of the prompt at the same step; or those drawn from one state."""
+    sigma_max: float = Field(default=1.0, gt=0, le=1)
+    """Steps into noisier states have process credit 0: a judge knows least of the noisiest."""
 
     @model_validator(mode="after")
     def _credits_something(self) -> "ProcessCredit":
@@ -56,7 +58,8 @@ class ProcessCredit(Normalized):
                     "prompt": forest.roots.prompt_slot[level.root],
                     "siblings": firsts[at - 1][level.parent],
                 }[self.compare]
-                reward = torch.where(level.trained, reward, torch.nan)
+                judged = level.trained & (level.sigma <= self.sigma_max)
+                reward = torch.where(judged, reward, torch.nan)
                 rows, mine = across(processes, {"reward": reward, "key": key})
                 found = normalise(self, rows["reward"], numbered(rows["key"]), rows["reward"].isfinite())
                 columns.append(self.process_weight * found[mine][:, None].float())

@@ -1,11 +1,11 @@
 """What no section of a recipe can see alone: a file a subject. Nothing here repairs a value."""
 
-from thalweg.models import DiffusersModel
+from thalweg.models import DiffusersModel, MiniatureModel, SoundingModel
 from thalweg.objectives import Forward
 from thalweg.objectives.contract import PathwiseContract
 from thalweg.rewards import finished
 from thalweg.training.recipe.checks.credit import attention, credited
-from thalweg.training.recipe.checks.data import streamed, without_a_world
+from thalweg.training.recipe.checks.data import of_another_world, streamed, without_a_world
 from thalweg.training.recipe.checks.densities import ON_PATH, densities
 from thalweg.training.recipe.checks.forward import forward
 from thalweg.training.recipe.checks.given import given
@@ -25,6 +25,8 @@ def across_sections(recipe: Recipe) -> list[str]:
     problems = names_of_weights(recipe)
     if isinstance(recipe.model, DiffusersModel):
         problems += without_a_world(recipe)
+    if isinstance(recipe.model, MiniatureModel | SoundingModel):
+        problems += of_another_world(recipe.model, recipe)
     if isinstance(objective, ON_PATH):
         problems += densities(recipe)
     problems += given(recipe)

@@ -41,6 +41,13 @@ def credited(recipe: Recipe) -> list[str]:
             "credit.kind: 'process' reads a reward of noisy states; add one, such as "
             "{kind: scorer, at: steps}"
         )
+    if isinstance(credit, ProcessCredit) and credit.process_weight and rollout.plan.stochastic:
+        sigmas, steps = rollout.sigmas(recipe.seed, 0), rollout.trained_steps(recipe.seed, 0)
+        if steps and credit.sigma_max < sigmas[steps[-1] + 1]:
+            problems.append(
+                f"credit.sigma_max={credit.sigma_max:g}: the first iteration trains no step into so clean a "
+                f"state; its last leads to {sigmas[steps[-1] + 1]:g}, give at least that"
+            )
     if of_steps and not isinstance(credit, ProcessCredit):
         readers = (rollout.guidance, recipe.evaluation.stepwise)
         read = {reader.reward for reader in readers if reader is not None}

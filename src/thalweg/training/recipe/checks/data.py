@@ -1,6 +1,7 @@
 """Where prompts come from, and what needs all of them at once."""
 
-from thalweg.models import DiffusersModel
+from thalweg.models import DiffusersModel, MiniatureModel, SoundingModel
+from thalweg.rewards.scorer import ScorerReward
 from thalweg.rewards.world import WorldReward
 from thalweg.training.recipe.schema import Recipe
 
@@ -40,3 +41,13 @@ def without_a_world(recipe: Recipe) -> list[str]:
             "rewards=[jpeg_size] or module:function"
         )
     return problems
+
+
+def of_another_world(model: MiniatureModel | SoundingModel, recipe: Recipe) -> list[str]:
+    """Judges who do not know what the model draws."""
+    return [
+        f"rewards: '{reward.name}' judges samples of the world '{reward.world}', and the model makes those "
+        f"of '{model.world}'; give rewards=[{model.world}], or model.world={reward.world}"
+        for reward in recipe.rewards
+        if isinstance(reward, WorldReward | ScorerReward) and reward.world != model.world
+    ]
