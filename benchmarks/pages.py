@@ -4,12 +4,13 @@
 
 A page of a method gets a paragraph between `<!-- numbers -->` and `<!-- end -->`; any page gets the named
 columns of a stored table between `<!-- table FOLDER: COLUMN, ... -->` and `<!-- end -->`, where COLUMN may be
-the beginning of a title. A test holds the pages against the results.
+the beginning of a title; and after `<!-- trials FOLDER -->` the learning rates that were tried for it. A test
+holds the pages against the results.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from thalweg.core.files import write_whole
@@ -21,6 +22,9 @@ TASKS = {"main-scenes": "Scenes", "main-glyphs": "Glyphs", "trajectory": "Scenes
 """Folders of docs/results, and what was learnt there; of one task the first that has the recipe counts."""
 NUMBERS = re.compile(r"(<!-- numbers -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table ([\w-]+): ([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+TRIALS = re.compile(r"(<!-- trials ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+RATES = ("x0.5", "x1", "x2")
+"""Folders of trials: the recipe's own learning rate times that."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Table:
     budget: float
     titles: Sequence[str]
     rows: Mapping[str, Mapping[str, str]]
+    trials: Mapping[str, "Table"] = field(default_factory=dict)
+    """Of the learning rates that were tried before it, by the name of their folder."""
 
     def title(self, beginning: str) -> str:
         """The title that is asked for, or the first that begins so."""
@@ -47,7 +53,9 @@ def stored_table(folder: Path) -> Table | None:
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in table(results, stored_curve(folder)).splitlines()
     ]
-    return Table(results[0].budget, head, {row[0]: dict(zip(head, row, strict=True)) for row in body})
+    rows = {row[0]: dict(zip(head, row, strict=True)) for row in body}
+    tried = {rate: stored_table(folder / "trials" / rate) for rate in RATES}
+    return Table(results[0].budget, head, rows, {rate: table for rate, table in tried.items() if table})
 
 
 def numbers_of(recipe: str, tables: Mapping[str, Table]) -> str:
@@ -86,13 +94,26 @@ def filled(page: str, recipe: str, tables: Mapping[str, Table]) -> str:
         return lambda match: f"{match[1]}{text(match)}\n{match[match.lastindex or 0]}"
 
     page = NUMBERS.sub(written(lambda _: numbers_of(recipe, tables)), page)
-    return TABLE.sub(written(lambda match: _columns(tables[match[2]], match[3].split(", "))), page)
+    page = TABLE.sub(written(lambda match: _columns(tables[match[2]], match[3].split(", "))), page)
+    return TRIALS.sub(written(lambda match: _tried(tables[match[2]])), page)
 
 
 def _columns(table: Table, beginnings: Sequence[str]) -> str:
     titles = [table.title(beginning) for beginning in beginnings]
     rows = [[row[title] for title in titles] for row in table.rows.values()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *rows])
+
+
+def _tried(table: Table) -> str:
+    """Where each rate led, and what a trial of the own rate took."""
+    own, spent = table.trials["x1"].rows, ("iterations", "passes", "with gradient")
+    rows = [["recipe", *(f"own rate {rate}" for rate in RATES), "own rate", "taken", *spent]]
+    rows.append(["---"] * len(rows[0]))
+    for name, row in own.items():
+        led = [table.trials[rate].rows[name]["final"] for rate in RATES]
+        taken = table.rows[name]["learning rate"] if name in table.rows else ""
+        rows.append([name, *led, row["learning rate"], taken, *(row[title] for title in spent)])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
 def pages(docs: Path = DOCS) -> dict[Path, str]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pages
 import pytest
 from pages import Table, filled, numbers_of
@@ -38,3 +40,15 @@ def test_a_page_keeps_everything_around_its_numbers():
     assert filled("text alone", "index", TABLES) == "text alone"
     with pytest.raises(StopIteration):
         filled(page.replace("CPU s to", "colour"), "index", TABLES)
+
+
+def test_the_rates_that_were_tried_stand_beside_the_one_that_was_taken():
+    def of(rate, final):
+        cells = ["gcpo", rate, final, "15", "900", "300"]
+        titles = ["recipe", "learning rate", "final", "iterations", "passes", "with gradient"]
+        return Table(60.0, titles, {"gcpo": dict(zip(titles, cells, strict=True))})
+
+    tried = {"x0.5": of("5e-05", "0.610"), "x1": of("0.0001", "0.620"), "x2": of("0.0002", "0.630")}
+    tables = {"trajectory": replace(of("0.0002", "0.700"), trials=tried)}
+    said = filled("<!-- trials trajectory -->\n<!-- end -->\n", "index", tables)
+    assert "| gcpo | 0.610 | 0.620 | 0.630 | 0.0001 | 0.0002 | 15 | 900 | 300 |\n<!-- end -->" in said
