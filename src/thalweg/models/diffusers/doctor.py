@@ -4,7 +4,7 @@ The measure is the stock pipeline with Euler steps, which for one that predicts 
 same noise and over the same noise levels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -21,6 +21,7 @@ from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import Modular, name_of
 from thalweg.models.diffusers.policy import DiffusersPolicy, over_white
 from thalweg.models.diffusers.readings import DiscreteReading, FlowReading
+from thalweg.models.diffusers.refusals import in_a_line
 from thalweg.models.diffusers.seam import Seam
 
 STEPS = 4
@@ -34,6 +35,10 @@ class Recording(FlowMatchEulerDiscreteScheduler):
     """The stock Euler steps; every state they lead to is written down."""
 
     states: list[Tensor]
+
+    def scale_model_input(self, sample: Tensor, *args: Any) -> Tensor:
+        """Pipelines that take other schedulers too ask for it, of all but the stock class itself."""
+        return sample
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
         return _written(self.states, super().step(model_output, timestep, sample, *args, **options))
@@ -62,7 +67,7 @@ def _recording(seam: Seam) -> Any:
     """A stock scheduler that takes Euler steps and writes its states down."""
     reading = seam.reading
     if isinstance(reading, FlowReading):
-        scheduler: Any = Recording.from_config(seam.config)
+        scheduler: Any = Recording.from_config(seam.config, stochastic_sampling=False)
     else:
         assert isinstance(reading, DiscreteReading)
         alpha_bar = alpha_bar_from_sigma(reading.levels)
@@ -80,7 +85,8 @@ def _recording(seam: Seam) -> Any:
 
 def _levels_visited(scheduler: Any, seam: Seam) -> Tensor:
     if isinstance(seam.reading, FlowReading):
-        return scheduler.sigmas.cpu()
+        levels = scheduler.sigmas.cpu()
+        return 1 - levels if seam.reading.inverted else levels
     levels = sigma_from_alpha_bar(scheduler.alphas_cumprod[scheduler.timesteps.cpu()])
     return torch.cat([levels, torch.zeros(1)])
 
@@ -88,6 +94,11 @@ def _levels_visited(scheduler: Any, seam: Seam) -> Tensor:
 def examine_pipeline(model: DiffusersModel) -> list[Finding]:
     """Open the pipeline and look at everything that training relies on; nothing is trained."""
     policy, tolerance = model.load(), TOLERANCE[model.precision]
+    with in_a_line(policy.pipeline):
+        return _findings(policy, tolerance)
+
+
+def _findings(policy: DiffusersPolicy, tolerance: float) -> list[Finding]:
     noise = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
     states, sigmas, outputs = _stock(policy, noise[:1])
     findings = [
@@ -119,7 +130,7 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
     pipeline, seam = policy.pipeline, policy.pipeline.scheduler
     scheduler = _recording(seam)
     pipeline.scheduler = scheduler
-    texts = {"prompt": [PROMPT.text], **{n: [policy.arguments.get(n, "")] for n in policy.encoder.texts}}
+    texts = {"prompt": PROMPT.text, **{n: policy.arguments.get(n, "") for n in policy.encoder.texts}}
     call: Any = pipeline.unchanged if isinstance(pipeline, Modular) else pipeline
     try:
         made = call(
@@ -127,7 +138,9 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
             output_type="pt",
             return_dict=False,
             generator=torch.Generator(policy.device).manual_seed(0),
-            **policy.arguments | policy.given(noise) | texts,
+            **policy.arguments
+            | policy.given(noise, policy.arguments)
+            | {name: policy.encoder.as_given([text]) for name, text in texts.items()},
         )
     finally:
         pipeline.scheduler = seam
@@ -206,7 +219,21 @@ def _decoding(policy: DiffusersPolicy, latents: Tensor, expected: list[Tensor], 
     ours = [made] if isinstance(made, Tensor) else _parts(made)
     error = max(_difference(mine, stock) for mine, stock in zip(ours, expected, strict=True))
     shapes = ", ".join("x".join(map(str, mine.shape[1:])) for mine in ours)
-    return Finding("decoding", f"{shapes}; differs by {error:.2g}", error <= tolerance)
+    made_as = f"{shapes}; differs by {error:.2g}"
+    if error <= tolerance and (other := _other_size(policy.arguments, ours[0])):
+        return Finding("decoding", made_as, False, f"not the size that was asked for; give {other}")
+    return Finding("decoding", made_as, error <= tolerance)
+
+
+def _other_size(asked: Mapping[str, Any], made: Tensor) -> str:
+    """The size that was made, where the pipeline chose another than it was asked for without a word."""
+    if made.ndim < 4:  # sound
+        return ""
+    sides = {"height": made.shape[-2], "width": made.shape[-1]}
+    if made.ndim == 5:
+        sides["num_frames"] = made.shape[1]
+    other = {key: side for key, side in sides.items() if asked.get(key, side) != side}
+    return " ".join(f"model.{key}={side}" for key, side in other.items())
 
 
 def _parts(media: Media) -> list[Tensor]:

@@ -21,11 +21,13 @@ from thalweg.models.diffusers.embedding_cache import EmbeddingCache, digest_of_t
 from thalweg.models.diffusers.families import Family
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import Modular, name_of
-from thalweg.models.diffusers.pipelines import read_image
+from thalweg.models.diffusers.pictures import is_picture, read_image
 from thalweg.models.diffusers.seam import Stopped
 
 IMAGE = "image"
 """The column with the number of a row's condition image; rows of one call share it."""
+ALL = -1
+"""The number of the pictures that are the call's, the same for all prompts."""
 NEGATIVE = "negative_prompt"
 REMEMBERED_PROMPTS = 1024
 """Encoded prompts that stay in memory, of the CPU, while they could be encoded or read again."""
@@ -43,6 +45,8 @@ class Encoder:
         self, pipeline: Any, model: DiffusersModel, family: Family, arguments: Mapping[str, Any]
     ) -> None:
         self.pipeline, self.model, self.arguments = pipeline, model, arguments
+        self._steps = family.steps
+        self._one_row = family.one_row
         self.texts = (*family.lists, *(name for name in (NEGATIVE,) if name in arguments))
         self.cache: EmbeddingCache | None = None
         self._call = unwrap(type(pipeline).__call__)
@@ -100,8 +104,8 @@ class Encoder:
         answers = self._joined(conditions.trim(named))
         size = len(next(iter(rows.values())))
         # New lists: Z-Image writes into its own.
-        given: dict[str, Any] = {name: [""] * size for name in ("prompt", *self.texts)}
-        number = None
+        given: dict[str, Any] = {name: self.as_given([""] * size) for name in ("prompt", *self.texts)}
+        number = ALL if any(map(is_picture, self.arguments.values())) else None
         if IMAGE in rows:
             number = int(rows[IMAGE][0])
             given[IMAGE] = list(self._images.values())[number]
@@ -111,6 +115,10 @@ class Encoder:
                 yield given
         finally:
             del self.pipeline.encode_prompt
+
+    def as_given(self, texts: list[str]) -> list[str] | str:
+        """Texts as a call takes them: Wan VACE takes one sample, and no list of one."""
+        return texts[0] if self._one_row else texts
 
     def _joined(self, rows: dict[str, Tensor]) -> Iterator[Any]:
         return (conditions.join(slot, rows) for slot in self._slots)
@@ -198,7 +206,8 @@ class Encoder:
         if (image := self._image_of(prompts[0])) is not None:
             given[IMAGE] = image
         for name in self.texts:
-            given[name] = [p.metadata.get(name, self.arguments.get(name, "")) for p in prompts]
+            texts = [p.metadata.get(name, self.arguments.get(name, "")) for p in prompts]
+            given[name] = self.as_given(texts)
         answers: list[Any] = []
         original = self.pipeline.encode_prompt
 
@@ -213,8 +222,8 @@ class Encoder:
             with suppress(Stopped):
                 self._call(
                     self.pipeline,
-                    prompt=[prompt.text for prompt in prompts],
-                    num_inference_steps=1,
+                    prompt=self.as_given([prompt.text for prompt in prompts]),
+                    num_inference_steps=self._steps,
                     generator=torch.Generator(self.model.device).manual_seed(0),
                     **{**self.arguments, **given},
                 )

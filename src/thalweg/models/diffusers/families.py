@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +26,8 @@ class Family:
     """Arguments that take the parts of a state, in the order of their `step`s."""
     to_argument: Callable[[Tensor, Any, Mapping[str, Any]], Tensor] | None = None
     """(state, pipeline, call) -> what `latents=` takes."""
+    steps: int = 1
+    """Steps that a call is asked for; the seam serves its own. Mochi cannot work out a schedule of one."""
     guidance_scale: str = "guidance_scale"
     """The argument for the strength of guidance."""
     one_row: bool = False
@@ -57,6 +60,37 @@ def _tokens_to_map(state: Float[Tensor, "B L C"], pipeline: Any, call: Mapping[s
     return state.transpose(1, 2).unflatten(2, (height, tokens // height))
 
 
+def _beside_an_empty_condition(
+    state: Float[Tensor, "B F h w C"], pipeline: Any, call: Mapping[str, Any]
+) -> Tensor:
+    """Kandinsky 5 takes a state with the latents and the mask of an image, none here, on its channels."""
+    if not pipeline.transformer.config["visual_cond"]:
+        return state
+    return torch.cat([state, torch.zeros_like(state), torch.zeros_like(state[..., :1])], -1)
+
+
+def _after_the_image(
+    state: Float[Tensor, "B C F h w"], pipeline: Any, call: Mapping[str, Any]
+) -> Float[Tensor, "B L D"]:
+    """LTX takes tokens of a whole video, and steps all but its first frame, which is the image."""
+    count, channels, frames, height, width = state.shape
+    scale = pipeline.vae_spatial_compression_ratio
+    size = {"height": height * scale, "width": width * scale}
+    image = pipeline.video_processor.preprocess(call["image"], **size).to(state.device, pipeline.vae.dtype)
+    first, _ = pipeline.prepare_latents(
+        image,
+        num_channels_latents=channels,
+        num_frames=1,
+        dtype=state.dtype,
+        device=state.device,
+        generator=torch.Generator(state.device).manual_seed(0),
+        **size,
+    )
+    patches = pipeline.transformer_spatial_patch_size, pipeline.transformer_temporal_patch_size
+    first = pipeline._unpack_latents(first, 1, height, width, *patches)
+    return pipeline._pack_latents(torch.cat([first.expand(count, -1, -1, -1, -1), state], 2), *patches)
+
+
 FAMILIES: dict[str, Family] = {
     "StableDiffusion3Pipeline": Family(rows_may_differ=True),
     "FluxPipeline": Family(rows_may_differ=True, shares_samples=True),
@@ -87,6 +121,16 @@ FAMILIES: dict[str, Family] = {
     "Krea2ModularPipeline": Family(rows_may_differ=True),
     "Ideogram4ModularPipeline": Family(rows_may_differ=True),
     "Flux3ModularPipeline": Family(rows_may_differ=True, one_prompt=True, to_argument=_tokens_to_map),
+    "LTXImageToVideoPipeline": Family(to_argument=_after_the_image),
+    "WanVACEPipeline": Family(one_row=True),
+    "MochiPipeline": Family(steps=2),
+    "Kandinsky5T2VPipeline": Family(to_argument=_beside_an_empty_condition),
+    "OvisImagePipeline": Family(rows_may_differ=True),
+    "HunyuanImagePipeline": Family(rows_may_differ=True),
+    "HunyuanVideoPipeline": Family(rows_may_differ=True),
+    "SkyReelsV2Pipeline": Family(rows_may_differ=True),
+    "ChronoEditPipeline": Family(rows_may_differ=True),
+    "SanaVideoPipeline": Family(rows_may_differ=True),
     "AceStepPipeline": Family(audio_seconds="audio_duration", lists=("lyrics",)),
 }
 """By the name of the pipeline's class."""

@@ -9,6 +9,7 @@ Shapes: B rows, ... latent axes of the pipeline.
 """
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,6 +41,16 @@ class Rows(Tensor):
         return float(self.as_subclass(Tensor).flatten()[0])
 
 
+class NoLevels(Tensor):
+    """No timesteps, counted as one: pipelines that may start part way refuse to run without any."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        return iter(())
+
+
 class Seam(FlowMatchEulerDiscreteScheduler):
     """Stands in the place of the pipeline's scheduler."""
 
@@ -59,7 +70,7 @@ class Seam(FlowMatchEulerDiscreteScheduler):
         sigma = None if sigma is None else sigma.float().cpu()
         self._sigma = torch.zeros(0) if sigma is None else sigma
         if sigma is None:
-            self._held = torch.zeros(1), torch.zeros(0)
+            self._held = torch.zeros(1), torch.zeros(0).as_subclass(NoLevels)
         elif bool((sigma == sigma[0]).all()):
             one = sigma[:1]
             self._held = torch.cat([one, torch.zeros_like(one)]), self.reading.timestep(one)
