@@ -9,16 +9,15 @@ from models.diffusers import tokenizers
 from models.diffusers.builders import (
     GRADIENT,
     PICTURE,
+    SIZE,
     Tiny,
     _flux2_parts,
-    _wan_network,
     _wan_vae,
     clip_config,
     flow,
     flux,
     image_vae,
     ltx,
-    ltx2,
     processor,
     qwen_vl,
     sd3,
@@ -61,7 +60,7 @@ def cogview4() -> Any:
 def hidream() -> Any:
     first, t5, last = tokenizers.clip(), tokenizers.t5(), tokenizers.qwen()
     llama = transformers.LlamaConfig(**text_sizes(last), pad_token_id=0)
-    return diffusers.HiDreamImagePipeline(
+    pipeline = diffusers.HiDreamImagePipeline(
         scheduler=flow(shift=3.0),
         vae=image_vae(),
         text_encoder=transformers.CLIPTextModelWithProjection(clip_config(first)),
@@ -89,6 +88,8 @@ def hidream() -> Any:
             llama_layers=(0, 1),
         ),
     )
+    pipeline.default_sample_size = SIZE // pipeline.vae_scale_factor  # sets the area of every image
+    return pipeline
 
 
 def mochi() -> Any:
@@ -96,12 +97,12 @@ def mochi() -> Any:
     return diffusers.MochiPipeline(
         scheduler=flow(invert_sigmas=True),
         vae=diffusers.AutoencoderKLMochi(
-            latent_channels=4,
+            latent_channels=12,
             encoder_block_out_channels=(32, 32, 32, 32),
             decoder_block_out_channels=(32, 32, 32, 32),
             layers_per_block=(1, 1, 1, 1, 1),
-            latents_mean=(0.0,) * 4,
-            latents_std=(1.0,) * 4,
+            latents_mean=(0.0,) * 12,
+            latents_std=(1.0,) * 12,
         ),
         text_encoder=t5_encoder(tokenizer),
         tokenizer=tokenizer,
@@ -110,7 +111,7 @@ def mochi() -> Any:
             attention_head_dim=8,
             num_layers=2,
             pooled_projection_dim=16,
-            in_channels=4,
+            in_channels=12,
             text_embed_dim=32,
             time_embed_dim=4,
             max_sequence_length=16,
@@ -157,9 +158,11 @@ def hunyuan_vae(channels: int = 4) -> Any:
 
 
 def kandinsky_image() -> Any:
-    return diffusers.Kandinsky5T2IPipeline(
+    pipeline = diffusers.Kandinsky5T2IPipeline(
         transformer=_kandinsky_network(), vae=image_vae(), **_kandinsky_parts()
     )
+    pipeline.resolutions = [(SIZE, SIZE)]  # others are brought to the nearest of these
+    return pipeline
 
 
 def kandinsky_video() -> Any:
@@ -293,10 +296,6 @@ def ltx_from_image() -> Any:
     return _same(diffusers.LTXImageToVideoPipeline, ltx())
 
 
-def ltx2_from_image() -> Any:
-    return _same(diffusers.LTX2ImageToVideoPipeline, ltx2())
-
-
 def wan_vace() -> Any:
     parts = wan().components
     network = diffusers.WanVACETransformer3DModel(
@@ -426,28 +425,6 @@ def bria() -> Any:
     )
 
 
-def prx() -> Any:
-    tokenizer = tokenizers.gemma()
-    sizes = {**text_sizes(tokenizer), "query_pre_attn_scalar": 8}
-    text = transformers.T5GemmaConfig(
-        encoder=sizes, decoder=sizes, is_encoder_decoder=False, vocab_size=len(tokenizer)
-    )
-    return diffusers.PRXPipeline(
-        transformer=diffusers.PRXTransformer2DModel(
-            in_channels=4,
-            context_in_dim=32,
-            hidden_size=32,
-            num_heads=2,
-            depth=2,
-            axes_dim=[8, 8],
-        ),
-        scheduler=flow(shift=3.0),
-        text_encoder=transformers.T5GemmaEncoderModel(text).encoder,
-        tokenizer=tokenizer,
-        vae=image_vae(),
-    )
-
-
 def sana_video() -> Any:
     tokenizer = tokenizers.gemma()
     config = transformers.Gemma2Config(**text_sizes(tokenizer), attn_implementation="eager")
@@ -474,49 +451,6 @@ def sana_video() -> Any:
     )
 
 
-def omnigen() -> Any:
-    return diffusers.OmniGenPipeline(
-        transformer=diffusers.OmniGenTransformer2DModel(
-            hidden_size=32,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            intermediate_size=32,
-            num_layers=1,
-            pad_token_id=0,
-            vocab_size=300,
-            rope_scaling={"long_factor": [1.0] * 4, "short_factor": [1.0] * 4},
-            time_step_dim=4,
-        ),
-        scheduler=flow(invert_sigmas=True),
-        vae=image_vae(),
-        tokenizer=tokenizers.qwen(),
-    )
-
-
-def cosmos2() -> Any:
-    tokenizer = tokenizers.t5()
-    return diffusers.Cosmos2TextToImagePipeline(
-        text_encoder=t5_encoder(tokenizer),
-        tokenizer=tokenizer,
-        transformer=diffusers.CosmosTransformer3DModel(
-            in_channels=16,
-            out_channels=16,
-            num_attention_heads=2,
-            attention_head_dim=16,
-            num_layers=2,
-            mlp_ratio=2.0,
-            text_embed_dim=32,
-            adaln_lora_dim=8,
-            max_size=(4, 32, 32),
-            concat_padding_mask=False,
-            extra_pos_embed_type=None,
-        ),
-        vae=_wan_vae(),
-        scheduler=flow(use_karras_sigmas=True),
-        safety_checker=None,
-    )
-
-
 VIDEO = {**PICTURE, "num_frames": 5}
 MORE: dict[str, Tiny] = {
     "cogview4": Tiny(seeded(cogview4), {**PICTURE, "guidance_scale": 3.0}),
@@ -539,11 +473,6 @@ MORE: dict[str, Tiny] = {
         seeded(ltx_from_image), {**PICTURE, "num_frames": 9, "guidance_scale": 3.0}, {"image": GRADIENT}
     ),
     "wan_vace": Tiny(seeded(wan_vace), {**VIDEO, "guidance_scale": 3.0}),
-    "wan_from_video": Tiny(
-        seeded(wan_from_video),
-        {"precision": "float32", "height": 32, "width": 32, "guidance_scale": 3.0},
-        {"video": [GRADIENT] * 5},
-    ),
     "skyreels": Tiny(seeded(skyreels), {**VIDEO, "guidance_scale": 3.0}),
     "chronoedit": Tiny(seeded(chronoedit), {**VIDEO, "guidance_scale": 3.0}, {"image": GRADIENT}),
     "flux_fill": Tiny(
@@ -552,25 +481,18 @@ MORE: dict[str, Tiny] = {
     "flux_control": Tiny(
         seeded(flux_control), {**PICTURE, "guidance_scale": 3.0}, {"control_image": GRADIENT}
     ),
-    "flux_from_image": Tiny(seeded(flux_from_image), {**PICTURE, "guidance_scale": 3.0}, {"image": GRADIENT}),
-    "sd3_from_image": Tiny(seeded(sd3_from_image), {**PICTURE, "guidance_scale": 3.0}, {"image": GRADIENT}),
-    "z_image_from_image": Tiny(
-        seeded(z_image_from_image), {**PICTURE, "guidance_scale": 3.0}, {"image": GRADIENT}
-    ),
     "bria": Tiny(seeded(bria), {**PICTURE, "guidance_scale": 3.0}),
-    "prx": Tiny(seeded(prx), {"precision": "float32", "height": 32, "width": 32, "guidance_scale": 3.0}),
     "sana_video": Tiny(
         seeded(sana_video),
         {"precision": "float32", "height": 32, "width": 32, "guidance_scale": 3.0, "max_sequence_length": 64},
         {"complex_human_instruction": None, "use_resolution_binning": False, "frames": 5},
     ),
-    "omnigen": Tiny(
-        seeded(omnigen), {"precision": "float32", "height": 32, "width": 32, "guidance_scale": 3.0}
-    ),
-    "cosmos2": Tiny(seeded(cosmos2), {**PICTURE, "guidance_scale": 3.0}),
-    "ltx2_from_image": Tiny(
-        seeded(ltx2_from_image),
-        {**PICTURE, "num_frames": 17, "guidance_scale": 3.0, "height": 128, "width": 128},
-        {"image": GRADIENT, "crf": 0},
-    ),
 }
+
+STARTED_FROM: dict[str, Tiny] = {
+    "flux_from_image": Tiny(seeded(flux_from_image), PICTURE, {"image": GRADIENT}),
+    "sd3_from_image": Tiny(seeded(sd3_from_image), PICTURE, {"image": GRADIENT}),
+    "z_image_from_image": Tiny(seeded(z_image_from_image), PICTURE, {"image": GRADIENT}),
+    "wan_from_video": Tiny(seeded(wan_from_video), PICTURE, {"video": [GRADIENT] * 5}),
+}
+"""Pipelines that start part way, from a picture that their network is not shown."""

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.diffusers.builders import TINY
-from models.diffusers.stock import PROMPTS
+from models.diffusers.stock import PROMPTS, TINY
 from thalweg.core.values import Media
 from thalweg.flow import Euler
 

@@ -194,6 +194,8 @@ def _gradients(policy: DiffusersPolicy, noise: Tensor) -> list[Finding]:
 def _levels(policy: DiffusersPolicy, noise: Tensor, tolerance: float) -> Finding:
     condition, sigma, family = policy.encode([PROMPT] * 2), torch.tensor([0.9, 0.4]), policy.family
     what = "several noise levels in one call"
+    if family.one_row:
+        return Finding(what, "no, a call takes one sample", True)
 
     def velocity(rows_may_differ: bool) -> Tensor:
         policy.family = replace(family, rows_may_differ=rows_may_differ)

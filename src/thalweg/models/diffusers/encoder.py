@@ -95,10 +95,11 @@ class Encoder:
         return {"read": float(self.cache.read), "damaged": float(self.cache.damaged)}
 
     @contextmanager
-    def replayed(self, rows: Mapping[str, Tensor]) -> Iterator[dict[str, Any]]:
+    def replayed(self, rows: Mapping[str, Tensor], draws: bool) -> Iterator[dict[str, Any]]:
         """Inside, the pipeline encodes nothing: it is answered what it was once answered for these rows.
 
-        Yields the arguments of a call that belong to them.
+        Yields the arguments of a call that belong to them. `draws` says whether the pipeline draws its own
+        noise, which some make of the condition image: they then encode more of it than from a given state.
         """
         named = {name: t for name, t in rows.items() if name not in (IMAGE, SIZE)}
         answers = self._joined(conditions.trim(named))
@@ -111,7 +112,7 @@ class Encoder:
             given[IMAGE] = list(self._images.values())[number]
         self.pipeline.encode_prompt = lambda *args, **options: next(answers)
         try:
-            with self._images_encoded_once(number):
+            with self._images_encoded_once(number, draws):
                 yield given
         finally:
             del self.pipeline.encode_prompt
@@ -124,7 +125,7 @@ class Encoder:
         return (conditions.join(slot, rows) for slot in self._slots)
 
     @contextmanager
-    def _images_encoded_once(self, number: int | None) -> Iterator[None]:
+    def _images_encoded_once(self, number: int | None, draws: bool) -> Iterator[None]:
         """Inside, the VAE answers what it once answered for this condition image."""
         vae: Any = getattr(self.pipeline, "vae", None)
         if number is None or not callable(getattr(vae, "encode", None)):
@@ -134,7 +135,7 @@ class Encoder:
 
         def remembered(image: Tensor, *args: Any, **options: Any) -> Any:
             # What is encoded is told by the image, its place in the call, and the size it was brought to.
-            key = (number, next(calls), image.shape, image.dtype)
+            key = (number, draws, next(calls), image.shape, image.dtype)
             if key not in self._image_latents:
                 with torch.no_grad():
                     self._image_latents[key] = original(image, *args, **options)

@@ -197,7 +197,7 @@ class DiffusersPolicy:
 
     def _stock(self, x: Tensor | None, rows: Mapping[str, Tensor], output_type: str) -> Any:
         """The pipeline's own call, undecorated: gradients flow where they are enabled."""
-        with self.encoder.replayed(rows) as of_rows:
+        with self.encoder.replayed(rows, draws=x is None) as of_rows:
             given = {} if x is None else self.given(x, self.arguments | of_rows)
             return self._call_pipeline(
                 self.pipeline,

@@ -9,6 +9,7 @@ Shapes: B rows, ... latent axes of the pipeline.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,7 +92,16 @@ class Seam(FlowMatchEulerDiscreteScheduler):
         if self.stop_before_network:
             raise Stopped
         self.sigmas, self.timesteps = (held.to(device) for held in self._held)
+        if timesteps is not None and sigmas is not None and mu is not None:
+            self.timesteps = self._unshifted(self.timesteps, mu)
         self.num_inference_steps = len(self.timesteps)
+
+    def _unshifted(self, timesteps: Tensor, mu: float) -> Tensor:
+        """CogView4 shifts its levels alone: its network is told the time that shifts to the level."""
+        shift = 1 / (math.exp(mu) if self.config["time_shift_type"] == "exponential" else mu)
+        whole = self.config["num_train_timesteps"]
+        share = timesteps / whole
+        return whole * shift * share / (1 - share + shift * share)
 
     def scale_model_input(self, sample: Tensor, *args: Any) -> Tensor:
         """What the network is fed; a batch that guidance doubled comes as it is."""
