@@ -17,6 +17,7 @@ from thalweg.core.values import Prompt
 from thalweg.models.diffusers.model import Adapters, DiffusersModel
 from thalweg.models.diffusers.pipelines import prepare
 from thalweg.models.diffusers.policy import DiffusersPolicy
+from thalweg.models.diffusers.readings import DiscreteReading
 
 TINY = BUILT_FIRST | MORE
 PROMPTS = (Prompt("a red square"), Prompt("two blue circles in the rain"))
@@ -127,7 +128,7 @@ def _run(name: str) -> StockRun:
     # Together where the stock pipeline is right: it pads prompts of different lengths, and we do not.
     for rows in ([0], [1]) if TINY[name].stock_is_wrong_in_batches else ([0, 1],):
         stock = TINY[name].build()
-        if "beta_start" in stock.scheduler.config:
+        if isinstance(policy.pipeline.scheduler.reading, DiscreteReading):
             stock.scheduler = RecordingDDIM.from_config(stock.scheduler.config, clip_sample=False)
         else:
             stock.scheduler = Recording.from_config(stock.scheduler.config)

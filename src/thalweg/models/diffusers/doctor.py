@@ -27,6 +27,9 @@ from thalweg.models.diffusers.seam import Seam
 STEPS = 4
 """Divides 1000: elsewhere diffusers' DDIM steps to timesteps that it then does not visit."""
 PROMPT = Prompt("a red square left of a blue circle")
+OTHER_PROMPT = Prompt("a photograph of four sleeping cats on an old sofa in the rain")
+STRIDE, SLACK = 0.01, 0.05
+"""How far states are moved to see how the velocity changes, and how far the gradient may be from that."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 """Largest difference, relative to the largest value, that rounding explains."""
 
@@ -111,7 +114,9 @@ def _findings(policy: DiffusersPolicy, tolerance: float) -> list[Finding]:
         *_taps(policy),
         _parity(policy, noise[:1], sigmas, states, tolerance),
         _replay(policy, noise),
+        _prompts(policy, noise[:1], tolerance),
         *_gradients(policy, noise),
+        *([_slope(policy, noise[:1])] if policy.model.precision == "float32" else []),
         _levels(policy, noise, tolerance),
         _decoding(policy, states, outputs, tolerance),
     ]
@@ -176,6 +181,23 @@ def _replay(policy: DiffusersPolicy, noise: Tensor) -> Finding:
     return Finding("replay error", f"{error:.2g}", error == 0, advice)
 
 
+@torch.no_grad()
+def _prompts(policy: DiffusersPolicy, noise: Tensor, tolerance: float) -> Finding:
+    """Rows of one call have prompts of their own, and the network hears them."""
+    sigma, what = torch.full((2,), 0.7), "two prompts in one call"
+    prompts = [PROMPT, OTHER_PROMPT]
+    together = policy.velocity(noise.expand(2, *noise.shape[1:]), sigma, policy.encode(prompts))
+    alone = torch.cat([policy.velocity(noise, sigma[:1], policy.encode([prompt])) for prompt in prompts])
+    error = _difference(together, alone)
+    if error > tolerance:
+        advice = "set one_row=True in its entry in models/diffusers/families.py"
+        return Finding(what, f"differ by {error:.2g} from a call each", False, advice)
+    if torch.equal(alone[0], alone[1]):
+        advice = "the network is not told the prompt; raise model.max_sequence_length if a template fills it"
+        return Finding(what, "make the same", False, advice)
+    return Finding(what, f"as a call each to {error:.2g}", True)
+
+
 def _gradients(policy: DiffusersPolicy, noise: Tensor) -> list[Finding]:
     x = noise.clone().requires_grad_()
     parameters = list(policy.weights.parameters.values())
@@ -188,6 +210,25 @@ def _gradients(policy: DiffusersPolicy, noise: Tensor) -> list[Finding]:
         Finding("parameters with gradient", f"{reached} of {len(parameters)}", reached > 0, advice),
         Finding("gradient to latents", f"{float(latents.norm()):.2g}", bool(latents.any())),
     ]
+
+
+def _slope(policy: DiffusersPolicy, noise: Tensor) -> Finding:
+    """The gradient to latents against differences of velocities; not told apart from rounding in bfloat16.
+
+    Along a direction d, w = v(x + hd) - v(x - hd) is 2h J d, so <w, J d>, which the gradient of <w, v> gives,
+    is <w, w> / 2h.
+    """
+    condition, sigma = policy.encode([PROMPT]), torch.full((1,), 0.7)
+    draw = torch.Generator().manual_seed(1)
+    d = torch.randn(noise.shape, generator=draw).to(noise.device)
+    with torch.no_grad():
+        ahead, behind = (policy.velocity(noise + h * d, sigma, condition) for h in (STRIDE, -STRIDE))
+    x, w = noise.clone().requires_grad_(), (ahead - behind).double()
+    (slope,) = torch.autograd.grad((policy.velocity(x, sigma, condition).double() * w).sum(), x)
+    share = float((slope.double() * d).sum() * 2 * STRIDE / w.square().sum())
+    advice = "a part of the network lets no gradient through: training would follow a wrong one"
+    ok = abs(share - 1) < SLACK
+    return Finding("gradient by differences", f"{share:.3f} of it", ok, "" if ok else advice)
 
 
 @torch.no_grad()

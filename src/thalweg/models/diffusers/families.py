@@ -73,7 +73,7 @@ def _after_the_image(
     state: Float[Tensor, "B C F h w"], pipeline: Any, call: Mapping[str, Any]
 ) -> Float[Tensor, "B L D"]:
     """LTX takes tokens of a whole video, and steps all but its first frame, which is the image."""
-    count, channels, frames, height, width = state.shape
+    count, channels, _, height, width = state.shape
     scale = pipeline.vae_spatial_compression_ratio
     size = {"height": height * scale, "width": width * scale}
     image = pipeline.video_processor.preprocess(call["image"], **size).to(state.device, pipeline.vae.dtype)

@@ -18,6 +18,7 @@ from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import INDEX, Modular, name_of, open_modular
 from thalweg.models.diffusers.pictures import read_pictures
+from thalweg.models.diffusers.undecorated import let_gradients_through
 from thalweg.models.sizes import KEYS, words_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,8 +65,8 @@ def open_pipeline(model: DiffusersModel) -> Any:
         raise
     except (ImportError, AttributeError, NameError) as error:
         raise UserError(
-            f"model.path='{model.path}': its pipeline needs what is not installed ({_first_line(error)}); install "
-            "that, or a newer diffusers"
+            f"model.path='{model.path}': its pipeline needs what is not here ({_first_line(error)}); "
+            "install that, or a newer diffusers"
         ) from error
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         way_out = "save it again" if folder.exists() else "see whether the hub can be reached"
@@ -108,6 +109,8 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False).eval()
+    for network in networks(pipeline).values():
+        let_gradients_through(network)
     pipeline.set_progress_bar_config(disable=True)
     # LTX-2 warns of latents in its own layout, at every call.
     logging.getLogger(type(pipeline).__module__).addFilter(lambda r: "packed" not in r.getMessage())
@@ -193,9 +196,9 @@ def _require_start_from_noise(pipeline: Any, given: Mapping[str, Any]) -> None:
     value = given.get("strength", None if strength is None else strength.default)
     if isinstance(value, int | float) and value < 1:
         raise UserError(
-            f"model.call.strength={value}: {name_of(pipeline)} starts part way, from its image or video, and a "
-            "rollout starts from noise; give model.call.strength=1.0 where its network is shown the image too, "
-            "else save the pipeline as the class that makes samples from text alone"
+            f"model.call.strength={value}: {name_of(pipeline)} starts part way, from its image or video, and "
+            "a rollout starts from noise; give model.call.strength=1.0 where its network is shown the image "
+            "too, else save the pipeline as the class that makes samples from text alone"
         )
 
 

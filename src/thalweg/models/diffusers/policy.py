@@ -264,9 +264,9 @@ class DiffusersPolicy:
         other.encoder = Encoder(self.pipeline, uncached, self.family, other.arguments)
         if all(map(torch.equal, self._fed(), other._fed())):
             raise UserError(
-                f"model.call.{next(iter(pictures))}: {name_of(self.pipeline)} does not show it to its network; it "
-                "starts from it, and a rollout starts from noise; save the pipeline as the class that makes "
-                "samples from text alone"
+                f"model.call.{next(iter(pictures))}: {name_of(self.pipeline)} does not show its network that; "
+                "it starts from it, and a rollout starts from noise; save the pipeline as the class that "
+                "makes samples from text alone"
             )
 
     def _fed(self) -> list[Tensor]:
@@ -329,10 +329,10 @@ def _reading_of(pipeline: Any) -> Reading:
     scheduler, config = pipeline.scheduler, pipeline.scheduler.config
     prediction = config.get("prediction_type", "flow_prediction")
     if prediction == "flow_prediction" or config.get("use_flow_sigmas", False):
-        if config.get("sigma_max", 1) > 1:
+        if (config.get("sigma_max") or 1) > 1:
             raise UserError(
-                f"model: the levels of {name_of(pipeline)} go up to {config['sigma_max']}, where states are data "
-                "plus noise and not a mixture of both; such pipelines cannot be trained yet"
+                f"model: the levels of {name_of(pipeline)} go up to {config['sigma_max']}, where states are "
+                "data plus noise and not a mixture of both; such pipelines cannot be trained yet"
             )
         return FlowReading(config["num_train_timesteps"], bool(config.get("invert_sigmas", False)))
     table = getattr(scheduler, "alphas_cumprod", None)

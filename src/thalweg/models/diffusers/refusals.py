@@ -31,6 +31,6 @@ def in_a_line(pipeline: Any) -> Iterator[None]:
         said = next(iter(str(error).strip().splitlines()), "no reason given")
         raise UserError(
             f"model: {name_of(pipeline)} fails with these settings: {said} ({type(error).__name__} in "
-            f"{Path(frame.filename).name}, line {frame.lineno}); give in model and model.call what a call of the "
-            "pipeline needs; if it has that, it needs an entry in models/diffusers/families.py"
+            f"{Path(frame.filename).name}, line {frame.lineno}); give in model and model.call what a call of "
+            "the pipeline needs; if it has that, it needs an entry in models/diffusers/families.py"
         ) from error
