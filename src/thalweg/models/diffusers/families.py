@@ -46,6 +46,12 @@ class Family:
     """Attention modules, by the ending of their names, whose keys are the tokens of a part of the state, and
     which part; of a batch that guidance doubles, the conditional rows must be the last.
     """
+    trained_as: tuple[str, ...] = ()
+    """Endings of the names of modules that are left in training mode: outside of it HiDream's experts are run
+    under `no_grad`, and the gradient of all before them lacks their part.
+    """
+    whole_outputs: tuple[int, ...] = ()
+    """Outputs of the network that every process that shares a sample has whole, such as the sound of LTX-2."""
     shares_samples: bool = False
     """Processes can share a sample: parts of its tokens give parts of every gradient, and all prompts have
     the same number of tokens (tested by family).
@@ -97,7 +103,7 @@ FAMILIES: dict[str, Family] = {
     "FluxKontextPipeline": Family(rows_may_differ=True, shares_samples=True),
     "Flux2Pipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map, shares_samples=True),
     "Flux2KleinPipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map, shares_samples=True),
-    "QwenImagePipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
+    "QwenImagePipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale", shares_samples=True),
     "QwenImage21Pipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPlusPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
@@ -109,6 +115,8 @@ FAMILIES: dict[str, Family] = {
         rows_may_differ=True,
         latents=("latents", "audio_latents"),
         attended={"video_to_audio_attn": 0, "audio_to_video_attn": 1},
+        whole_outputs=(1,),
+        shares_samples=True,
     ),
     "StableAudio3Pipeline": Family(rows_may_differ=True),
     "LongCatAudioDiTPipeline": Family(rows_may_differ=True, audio_seconds="audio_duration_s"),
@@ -121,7 +129,12 @@ FAMILIES: dict[str, Family] = {
     "Krea2ModularPipeline": Family(rows_may_differ=True),
     "Ideogram4ModularPipeline": Family(rows_may_differ=True),
     "Flux3ModularPipeline": Family(rows_may_differ=True, one_prompt=True, to_argument=_tokens_to_map),
-    "LTXImageToVideoPipeline": Family(rows_may_differ=True, to_argument=_after_the_image),
+    "LTXPipeline": Family(rows_may_differ=True, shares_samples=True),
+    "LTXImageToVideoPipeline": Family(
+        rows_may_differ=True, to_argument=_after_the_image, shares_samples=True
+    ),
+    "HiDreamImagePipeline": Family(trained_as=(".ff_i",)),
+    "FluxControlPipeline": Family(one_row=True),
     "WanVACEPipeline": Family(one_row=True),
     "MochiPipeline": Family(rows_may_differ=True, steps=2),
     "Kandinsky5T2VPipeline": Family(to_argument=_beside_an_empty_condition),
@@ -132,7 +145,7 @@ FAMILIES: dict[str, Family] = {
     "HunyuanImagePipeline": Family(rows_may_differ=True),
     "HunyuanVideoPipeline": Family(rows_may_differ=True),
     "SkyReelsV2Pipeline": Family(rows_may_differ=True),
-    "ChronoEditPipeline": Family(rows_may_differ=True),
+    "ChronoEditPipeline": Family(rows_may_differ=True, shares_samples=True),
     "SanaVideoPipeline": Family(rows_may_differ=True),
     "AceStepPipeline": Family(audio_seconds="audio_duration", lists=("lyrics",)),
 }

@@ -18,7 +18,6 @@ from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import INDEX, Modular, name_of, open_modular
 from thalweg.models.diffusers.pictures import read_pictures
-from thalweg.models.diffusers.undecorated import let_gradients_through
 from thalweg.models.sizes import KEYS, words_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,7 +109,9 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
         if isinstance(component, nn.Module):
             component.requires_grad_(False).eval()
     for network in networks(pipeline).values():
-        let_gradients_through(network)
+        for name, module in network.named_modules():
+            # The module alone: what is inside it stays in evaluation mode.
+            module.training = name.endswith(family_of(pipeline).trained_as) if name else False
     pipeline.set_progress_bar_config(disable=True)
     # LTX-2 warns of latents in its own layout, at every call.
     logging.getLogger(type(pipeline).__module__).addFilter(lambda r: "packed" not in r.getMessage())

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from thalweg.core.errors import UserError
 from thalweg.core.processes import Context, Processes
 from thalweg.core.values import Prompt
+from thalweg.models.diffusers.families import Family
 from thalweg.models.diffusers.modular import name_of
 from thalweg.models.diffusers.policy import DiffusersPolicy
 
@@ -43,7 +44,7 @@ def share_samples(policy: DiffusersPolicy, size: int, processes: Processes, prom
     mesh = init_device_mesh(policy.device.type, (count, 1, size), mesh_dim_names=("data", "ring", "ulysses"))
     context = _context(processes.rank, count, size)
     for network in policy.networks.values():
-        _split(network, mesh, context)
+        _split(network, mesh, context, policy.family)
     _require_divisible(policy, size, prompt)
     return Processes(processes.rank // size, count, context=context)
 
@@ -76,9 +77,11 @@ def _context(rank: int, count: int, size: int) -> Context:
     return Context(rank % size, size, inside[rank // size], across[rank % size])
 
 
-def _split(network: Any, mesh: DeviceMesh, context: Context) -> None:
+def _split(network: Any, mesh: DeviceMesh, context: Context, family: Family) -> None:
     network.enable_parallelism(config=ContextParallelConfig(ulysses_degree=context.size, mesh=mesh))
     network.register_forward_pre_hook(partial(_add_slopes_of_inputs, context.inside), with_kwargs=True)
+    if family.whole_outputs:
+        network.register_forward_hook(partial(_share_slopes_of_outputs, family.whole_outputs, context.size))
 
 
 class _Whole(torch.autograd.Function):
@@ -103,6 +106,25 @@ def _add_slopes_of_inputs(
         return _Whole.apply(x, group) if x.requires_grad else x  # type: ignore[no-any-return]
 
     return tree_map_only(Tensor, whole, (args, options))
+
+
+class _Shared(torch.autograd.Function):
+    """Identity, whose gradient is a process's share of the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, processes: int) -> Tensor:
+        ctx.processes = processes
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        return slopes[0] / ctx.processes, None
+
+
+def _share_slopes_of_outputs(
+    whole: tuple[int, ...], processes: int, network: nn.Module, args: tuple[Any, ...], outputs: Any
+) -> tuple[Any, ...]:
+    return tuple(_Shared.apply(y, processes) if i in whole else y for i, y in enumerate(outputs))
 
 
 @torch.no_grad()
