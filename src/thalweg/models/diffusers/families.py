@@ -50,11 +50,9 @@ class Family:
     """Endings of the names of modules that are left in training mode: outside of it HiDream's experts are run
     under `no_grad`, and the gradient of all before them lacks their part.
     """
-    whole_outputs: tuple[int, ...] = ()
-    """Outputs of the network that every process that shares a sample has whole, such as the sound of LTX-2."""
     shares_samples: bool = False
-    """Processes can share a sample: parts of its tokens give parts of every gradient, and all prompts have
-    the same number of tokens (tested by family).
+    """Processes can share a sample: parts of its tokens give parts of every gradient (tested by family). All
+    prompts have the same number of tokens, or the network takes a mask of them.
     """
 
 
@@ -115,8 +113,6 @@ FAMILIES: dict[str, Family] = {
         rows_may_differ=True,
         latents=("latents", "audio_latents"),
         attended={"video_to_audio_attn": 0, "audio_to_video_attn": 1},
-        whole_outputs=(1,),
-        shares_samples=True,
     ),
     "StableAudio3Pipeline": Family(rows_may_differ=True),
     "LongCatAudioDiTPipeline": Family(rows_may_differ=True, audio_seconds="audio_duration_s"),
@@ -129,10 +125,8 @@ FAMILIES: dict[str, Family] = {
     "Krea2ModularPipeline": Family(rows_may_differ=True),
     "Ideogram4ModularPipeline": Family(rows_may_differ=True),
     "Flux3ModularPipeline": Family(rows_may_differ=True, one_prompt=True, to_argument=_tokens_to_map),
-    "LTXPipeline": Family(rows_may_differ=True, shares_samples=True),
-    "LTXImageToVideoPipeline": Family(
-        rows_may_differ=True, to_argument=_after_the_image, shares_samples=True
-    ),
+    "LTXPipeline": Family(rows_may_differ=True),
+    "LTXImageToVideoPipeline": Family(rows_may_differ=True, to_argument=_after_the_image),
     "HiDreamImagePipeline": Family(trained_as=(".ff_i",)),
     "FluxControlPipeline": Family(one_row=True),
     "WanVACEPipeline": Family(one_row=True),

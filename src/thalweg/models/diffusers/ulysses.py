@@ -18,15 +18,19 @@ import torch
 import torch.distributed as dist
 from diffusers.models._modeling_parallel import ContextParallelConfig
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils._pytree import tree_map_only
 
 from thalweg.core.errors import UserError
 from thalweg.core.processes import Context, Processes
 from thalweg.core.values import Prompt
-from thalweg.models.diffusers.families import Family
 from thalweg.models.diffusers.modular import name_of
 from thalweg.models.diffusers.policy import DiffusersPolicy
+
+
+TEXT_AND_MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
+"""What Qwen-Image calls its text, whose length is the prompt's, and the mask of it."""
 
 
 def share_samples(policy: DiffusersPolicy, size: int, processes: Processes, prompt: Prompt) -> Processes:
@@ -44,7 +48,7 @@ def share_samples(policy: DiffusersPolicy, size: int, processes: Processes, prom
     mesh = init_device_mesh(policy.device.type, (count, 1, size), mesh_dim_names=("data", "ring", "ulysses"))
     context = _context(processes.rank, count, size)
     for network in policy.networks.values():
-        _split(network, mesh, context, policy.family)
+        _split(network, mesh, context)
     _require_divisible(policy, size, prompt)
     return Processes(processes.rank // size, count, context=context)
 
@@ -77,11 +81,9 @@ def _context(rank: int, count: int, size: int) -> Context:
     return Context(rank % size, size, inside[rank // size], across[rank % size])
 
 
-def _split(network: Any, mesh: DeviceMesh, context: Context, family: Family) -> None:
+def _split(network: Any, mesh: DeviceMesh, context: Context) -> None:
     network.enable_parallelism(config=ContextParallelConfig(ulysses_degree=context.size, mesh=mesh))
     network.register_forward_pre_hook(partial(_add_slopes_of_inputs, context.inside), with_kwargs=True)
-    if family.whole_outputs:
-        network.register_forward_hook(partial(_share_slopes_of_outputs, family.whole_outputs, context.size))
 
 
 class _Whole(torch.autograd.Function):
@@ -102,34 +104,31 @@ class _Whole(torch.autograd.Function):
 def _add_slopes_of_inputs(
     group: Any, network: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    options = _padded(options, dist.get_world_size(group))
+
     def whole(x: Tensor) -> Tensor:
         return _Whole.apply(x, group) if x.requires_grad else x  # type: ignore[no-any-return]
 
     return tree_map_only(Tensor, whole, (args, options))
 
 
-class _Shared(torch.autograd.Function):
-    """Identity, whose gradient is a process's share of the whole."""
+def _padded(options: dict[str, Any], processes: int) -> dict[str, Any]:
+    """The text of a network that takes a mask of its tokens, with as many more, masked, as let it split.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, processes: int) -> Tensor:
-        ctx.processes = processes
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0] / ctx.processes, None
-
-
-def _share_slopes_of_outputs(
-    whole: tuple[int, ...], processes: int, network: nn.Module, args: tuple[Any, ...], outputs: Any
-) -> tuple[Any, ...]:
-    return tuple(_Shared.apply(y, processes) if i in whole else y for i, y in enumerate(outputs))
+    What the masked ones compute is left out: nothing attends to them, and they are no part of the output.
+    """
+    text, mask = (options.get(name) for name in TEXT_AND_MASK)
+    if not isinstance(text, Tensor) or TEXT_AND_MASK[1] not in options or text.shape[1] % processes == 0:
+        return options
+    more = -text.shape[1] % processes
+    kept = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if mask is None else mask.bool()
+    filled = F.pad(text, (0, 0, 0, more)), F.pad(kept, (0, more))
+    return options | dict(zip(TEXT_AND_MASK, filled, strict=True))
 
 
 @torch.no_grad()
 def _require_divisible(policy: DiffusersPolicy, size: int, prompt: Prompt) -> None:
-    """Raises where a pass finds tokens that do not split; they are as many for every prompt."""
+    """Raises where a pass finds tokens that do not split; they are as many for every prompt, or padded."""
     condition, before = policy.encode([prompt]), policy.passes.evaluations
     x = torch.zeros(1, *policy.latent_shape, device=policy.device)
     try:
