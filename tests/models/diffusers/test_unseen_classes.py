@@ -1,4 +1,4 @@
-"""Pipelines that nobody wrote a line for: the doctor is right about them, or one line says why they cannot be."""
+"""Pipelines that nobody wrote a line for: the doctor is right about them, or one line refuses them."""
 
 import json
 from pathlib import Path

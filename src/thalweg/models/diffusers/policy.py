@@ -263,9 +263,10 @@ class DiffusersPolicy:
         uncached = self.model.model_copy(update={"embedding_cache": None})
         other.encoder = Encoder(self.pipeline, uncached, self.family, other.arguments)
         if all(map(torch.equal, self._fed(), other._fed())):
+            name = next(iter(pictures))
             raise UserError(
-                f"model.call.{next(iter(pictures))}: {name_of(self.pipeline)} does not show its network that; "
-                "it starts from it, and a rollout starts from noise; save the pipeline as the class that "
+                f"model.call.{name}: {name_of(self.pipeline)} does not show its network that; it "
+                "starts from it, and a rollout starts from noise; save the pipeline as the class that "
                 "makes samples from text alone"
             )
 

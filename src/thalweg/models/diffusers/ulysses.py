@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from diffusers.models._modeling_parallel import ContextParallelConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from thalweg.core.errors import UserError
@@ -27,7 +27,6 @@ from thalweg.core.processes import Context, Processes
 from thalweg.core.values import Prompt
 from thalweg.models.diffusers.modular import name_of
 from thalweg.models.diffusers.policy import DiffusersPolicy
-
 
 TEXT_AND_MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
 """What Qwen-Image calls its text, whose length is the prompt's, and the mask of it."""
