@@ -494,7 +494,10 @@ MORE: dict[str, Tiny] = {
         seeded(flux_fill), {**PICTURE, "guidance_scale": 3.0}, {"image": GRADIENT, "mask_image": GRADIENT}
     ),
     "flux_control": Tiny(
-        seeded(flux_control), {**PICTURE, "guidance_scale": 3.0}, {"control_image": GRADIENT}
+        seeded(flux_control),
+        {**PICTURE, "guidance_scale": 3.0},
+        {"control_image": GRADIENT},
+        stock_is_wrong_in_batches=True,
     ),
     "bria": Tiny(seeded(bria), {**PICTURE, "guidance_scale": 3.0}),
     "sana_video": Tiny(
