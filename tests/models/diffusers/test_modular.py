@@ -193,6 +193,7 @@ def test_the_doctor_finds_a_modular_pipeline_sound(name, modular_folder, thalweg
     if "call" in OF[name]:
         sides.append(f"model.call={json.dumps(OF[name]['call'])}")
     outcome = thalweg("doctor", f"model={folder}", *sides, "--json")
+    assert outcome.out, outcome.err
     found = {row["what"]: row for row in json.loads(outcome.out)}
     # A writer of random weights writes one text, and the doctor says that prompts make the same.
     wrong = {"two prompts in one call"} if name in ("flux3_rewriting", "ltx25") else set()
