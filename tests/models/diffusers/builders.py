@@ -596,7 +596,7 @@ def longcat_audio() -> Any:
         transformer=diffusers.LongCatAudioDiTTransformer(
             dit_dim=64, dit_depth=2, dit_heads=4, dit_text_dim=32, latent_dim=8
         ),
-        scheduler=flow(),
+        scheduler=flow(invert_sigmas=True),
         vae=diffusers.LongCatAudioDiTVae(
             channels=8,
             c_mults=[1, 1],

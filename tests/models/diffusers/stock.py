@@ -11,12 +11,15 @@ import torch
 import transformers
 from torch import Tensor
 
-from models.diffusers.builders import TINY
+from models.diffusers.builders import TINY as BUILT_FIRST
+from models.diffusers.builders_more import MORE
 from thalweg.core.values import Prompt
 from thalweg.models.diffusers.model import Adapters, DiffusersModel
 from thalweg.models.diffusers.pipelines import prepare
 from thalweg.models.diffusers.policy import DiffusersPolicy
+from thalweg.models.diffusers.readings import DiscreteReading
 
+TINY = BUILT_FIRST | MORE
 PROMPTS = (Prompt("a red square"), Prompt("two blue circles in the rain"))
 STEPS = 4
 """Divides 1000: elsewhere DDIM steps to timesteps that it then does not visit."""
@@ -59,6 +62,9 @@ class Recording(diffusers.FlowMatchEulerDiscreteScheduler):
     """The stock scheduler, which also writes down the states; a copy of it writes into the same list."""
 
     states: list[Tensor]
+
+    def scale_model_input(self, sample, timestep):
+        return sample
 
     def step(self, model_output, timestep, sample, **options):  # type: ignore[override]
         result = super().step(model_output, timestep, sample, **options)
@@ -122,23 +128,25 @@ def _run(name: str) -> StockRun:
     # Together where the stock pipeline is right: it pads prompts of different lengths, and we do not.
     for rows in ([0], [1]) if TINY[name].stock_is_wrong_in_batches else ([0, 1],):
         stock = TINY[name].build()
-        if "beta_start" in stock.scheduler.config:
+        if isinstance(policy.pipeline.scheduler.reading, DiscreteReading):
             stock.scheduler = RecordingDDIM.from_config(stock.scheduler.config, clip_sample=False)
         else:
             stock.scheduler = Recording.from_config(stock.scheduler.config)
         stock.scheduler.states = []
         made = stock(
-            prompt=[PROMPTS[row].text for row in rows],
+            prompt=policy.encoder.as_given([PROMPTS[row].text for row in rows]),
             num_inference_steps=STEPS,
             output_type="pt",
             return_dict=False,
             generator=torch.Generator().manual_seed(0),
-            **policy.given(noise[rows]),
+            **policy.given(noise[rows], policy.arguments),
             **policy.arguments | {n: [policy.arguments.get(n, "")] * len(rows) for n in policy.encoder.texts},
         )
         states.append(policy.pack(stock.scheduler.states[-len(policy.family.latents) :]))
         outputs.append([output for output in made if isinstance(output, Tensor)])
         sigmas = stock.scheduler.sigmas.cpu()
+        if stock.scheduler.config.get("invert_sigmas"):
+            sigmas = 1 - sigmas
     together = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
     # √ᾱ x0 + √(1-ᾱ) ε has variance 1; (1-σ) x0 + σ ε has (1-σ)² + σ², which is 1 where a flow starts.
     start = ((1 - sigmas[0]) ** 2 + sigmas[0] ** 2).sqrt() * noise

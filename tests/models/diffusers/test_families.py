@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.diffusers.builders import TINY
-from models.diffusers.stock import PROMPTS
+from models.diffusers.stock import PROMPTS, TINY
 from thalweg.core.values import Media
 from thalweg.flow import Euler
 
-SLOW = ("hunyuan_video",)
+SLOW = (
+    *("hunyuan_video", "hunyuan_video1", "hunyuan_image", "kandinsky_video", "longcat_image"),
+    *("skyreels", "sana_video", "chronoedit", "bria"),  # near others that are fast
+)
 FAMILIES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TINY]
 every_family = pytest.mark.parametrize("name", FAMILIES)
 

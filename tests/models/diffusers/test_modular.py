@@ -193,8 +193,12 @@ def test_the_doctor_finds_a_modular_pipeline_sound(name, modular_folder, thalweg
     if "call" in OF[name]:
         sides.append(f"model.call={json.dumps(OF[name]['call'])}")
     outcome = thalweg("doctor", f"model={folder}", *sides, "--json")
-    assert outcome.code == 0, outcome.out + outcome.err
+    assert outcome.out, outcome.err
     found = {row["what"]: row for row in json.loads(outcome.out)}
+    # A writer of random weights writes one text, and the doctor says that prompts make the same.
+    wrong = {"two prompts in one call"} if name in ("flux3_rewriting", "ltx25") else set()
+    assert {what for what, row in found.items() if not row["ok"]} == wrong, outcome.out + outcome.err
+    assert outcome.code == bool(wrong)
     assert found["pipeline"]["value"].endswith("ModularPipeline")
     assert float(found["stock parity"]["value"]) < 1e-5  # against the modular pipeline's own call
     assert float(found["replay error"]["value"]) == 0

@@ -55,7 +55,11 @@ def slopes_of(policy):
         "flux2_klein",
         "wan",
         "wan_from_image",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("wan_two_networks", "wan_tokens_with_levels")),
+        "qwen_image",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("wan_two_networks", "wan_tokens_with_levels", "chronoedit")
+        ),
     ],
 )
 def test_gradients_of_the_parts_add_up_to_the_gradient_of_the_whole(name, on_cpu, tiny_policy_of):

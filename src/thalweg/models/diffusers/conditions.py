@@ -17,10 +17,12 @@ LENGTH = "length"
 
 @dataclass(frozen=True)
 class PerRow:
-    """A tensor whose first axis runs over prompts, `blocks` times."""
+    """A tensor with an axis that runs over prompts, `blocks` times."""
 
     name: str
     blocks: int
+    axis: int
+    """0 but for HiDream, whose first axis runs over the layers of a text encoder."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,10 @@ Slot = PerRow | ListOfRows | Numbers | NumberOfRows | Shared | Fixed | Nested
 def describe(one: Any, two: Any, name: str) -> Slot:
     """The slots of a result, from the results for one prompt and for the same prompt twice."""
     if isinstance(one, Tensor):
-        if one.ndim == 0 or one.shape[0] == two.shape[0]:
+        grown = [axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
+        if not grown:
             return Shared(name, has_axis=one.ndim > 1 and one.shape[0] == 1)
-        return PerRow(name, one.shape[0])
+        return PerRow(name, one.shape[grown[0]], grown[0])
     if isinstance(one, list) and len(one) == 1 and len(two) == 2 and isinstance(one[0], Tensor):
         return ListOfRows(name)
     if isinstance(one, list) and len(one) == 1 and len(two) == 2 and isinstance(one[0], int):
@@ -99,7 +102,8 @@ def doubled(one: Any) -> Any:
 def cut(slot: Slot, value: Any) -> dict[str, Tensor]:
     """Named tensors of one prompt's result, without a prompt axis."""
     if isinstance(slot, PerRow):
-        return {slot.name: value[0] if slot.blocks == 1 else value.movedim(0, -1)}
+        first = value.movedim(slot.axis, 0)
+        return {slot.name: first[0] if slot.blocks == 1 else first.movedim(0, -1)}
     if isinstance(slot, ListOfRows):
         return {slot.name: value[0]}
     if isinstance(slot, Numbers):
@@ -118,7 +122,8 @@ def join(slot: Slot, rows: dict[str, Tensor]) -> Any:
     """The result for several prompts, from their named tensors with a prompt axis."""
     if isinstance(slot, PerRow):
         value = rows[slot.name]
-        return value if slot.blocks == 1 else value.movedim(-1, 0).flatten(0, 1)
+        first = value if slot.blocks == 1 else value.movedim(-1, 0).flatten(0, 1)
+        return first.movedim(0, slot.axis)
     if isinstance(slot, ListOfRows):
         return list(rows[slot.name].unbind(0))
     if isinstance(slot, Numbers):

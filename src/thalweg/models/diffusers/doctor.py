@@ -4,7 +4,7 @@ The measure is the stock pipeline with Euler steps, which for one that predicts 
 same noise and over the same noise levels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -21,11 +21,15 @@ from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import Modular, name_of
 from thalweg.models.diffusers.policy import DiffusersPolicy, over_white
 from thalweg.models.diffusers.readings import DiscreteReading, FlowReading
+from thalweg.models.diffusers.refusals import in_a_line
 from thalweg.models.diffusers.seam import Seam
 
 STEPS = 4
 """Divides 1000: elsewhere diffusers' DDIM steps to timesteps that it then does not visit."""
 PROMPT = Prompt("a red square left of a blue circle")
+OTHER_PROMPT = Prompt("four sleeping cats")
+STRIDE, SLACK = 0.01, 0.02
+"""How far states are moved to see how the velocity changes, and how far the gradient may be from that."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 """Largest difference, relative to the largest value, that rounding explains."""
 
@@ -34,6 +38,10 @@ class Recording(FlowMatchEulerDiscreteScheduler):
     """The stock Euler steps; every state they lead to is written down."""
 
     states: list[Tensor]
+
+    def scale_model_input(self, sample: Tensor, *args: Any) -> Tensor:
+        """Pipelines that take other schedulers too ask for it, of all but the stock class itself."""
+        return sample
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
         return _written(self.states, super().step(model_output, timestep, sample, *args, **options))
@@ -62,7 +70,7 @@ def _recording(seam: Seam) -> Any:
     """A stock scheduler that takes Euler steps and writes its states down."""
     reading = seam.reading
     if isinstance(reading, FlowReading):
-        scheduler: Any = Recording.from_config(seam.config)
+        scheduler: Any = Recording.from_config(seam.config, stochastic_sampling=False)
     else:
         assert isinstance(reading, DiscreteReading)
         alpha_bar = alpha_bar_from_sigma(reading.levels)
@@ -80,7 +88,8 @@ def _recording(seam: Seam) -> Any:
 
 def _levels_visited(scheduler: Any, seam: Seam) -> Tensor:
     if isinstance(seam.reading, FlowReading):
-        return scheduler.sigmas.cpu()
+        levels = scheduler.sigmas.cpu()
+        return 1 - levels if seam.reading.inverted else levels
     levels = sigma_from_alpha_bar(scheduler.alphas_cumprod[scheduler.timesteps.cpu()])
     return torch.cat([levels, torch.zeros(1)])
 
@@ -88,6 +97,11 @@ def _levels_visited(scheduler: Any, seam: Seam) -> Tensor:
 def examine_pipeline(model: DiffusersModel) -> list[Finding]:
     """Open the pipeline and look at everything that training relies on; nothing is trained."""
     policy, tolerance = model.load(), TOLERANCE[model.precision]
+    with in_a_line(policy.pipeline):
+        return _findings(policy, tolerance)
+
+
+def _findings(policy: DiffusersPolicy, tolerance: float) -> list[Finding]:
     noise = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
     states, sigmas, outputs = _stock(policy, noise[:1])
     findings = [
@@ -100,7 +114,9 @@ def examine_pipeline(model: DiffusersModel) -> list[Finding]:
         *_taps(policy),
         _parity(policy, noise[:1], sigmas, states, tolerance),
         _replay(policy, noise),
+        _prompts(policy, noise[:1], tolerance),
         *_gradients(policy, noise),
+        *([_slope(policy, noise[:1])] if policy.model.precision == "float32" else []),
         _levels(policy, noise, tolerance),
         _decoding(policy, states, outputs, tolerance),
     ]
@@ -119,7 +135,7 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
     pipeline, seam = policy.pipeline, policy.pipeline.scheduler
     scheduler = _recording(seam)
     pipeline.scheduler = scheduler
-    texts = {"prompt": [PROMPT.text], **{n: [policy.arguments.get(n, "")] for n in policy.encoder.texts}}
+    texts = {"prompt": PROMPT.text, **{n: policy.arguments.get(n, "") for n in policy.encoder.texts}}
     call: Any = pipeline.unchanged if isinstance(pipeline, Modular) else pipeline
     try:
         made = call(
@@ -127,7 +143,9 @@ def _stock(policy: DiffusersPolicy, noise: Tensor) -> tuple[Tensor, Tensor, list
             output_type="pt",
             return_dict=False,
             generator=torch.Generator(policy.device).manual_seed(0),
-            **policy.arguments | policy.given(noise) | texts,
+            **policy.arguments
+            | policy.given(noise, policy.arguments)
+            | {name: policy.encoder.as_given([text]) for name, text in texts.items()},
         )
     finally:
         pipeline.scheduler = seam
@@ -163,6 +181,23 @@ def _replay(policy: DiffusersPolicy, noise: Tensor) -> Finding:
     return Finding("replay error", f"{error:.2g}", error == 0, advice)
 
 
+@torch.no_grad()
+def _prompts(policy: DiffusersPolicy, noise: Tensor, tolerance: float) -> Finding:
+    """Rows of one call have prompts of their own, and the network hears them."""
+    sigma, what = torch.full((2,), 0.7), "two prompts in one call"
+    prompts = [PROMPT, OTHER_PROMPT]
+    together = policy.velocity(noise.expand(2, *noise.shape[1:]), sigma, policy.encode(prompts))
+    alone = torch.cat([policy.velocity(noise, sigma[:1], policy.encode([prompt])) for prompt in prompts])
+    error = _difference(together, alone)
+    if error > tolerance:
+        advice = "set one_row=True in its entry in models/diffusers/families.py"
+        return Finding(what, f"differ by {error:.2g} from a call each", False, advice)
+    if torch.equal(alone[0], alone[1]):
+        advice = "the network is not told the prompt; raise model.max_sequence_length if a template fills it"
+        return Finding(what, "make the same", False, advice)
+    return Finding(what, f"as a call each to {error:.2g}", True)
+
+
 def _gradients(policy: DiffusersPolicy, noise: Tensor) -> list[Finding]:
     x = noise.clone().requires_grad_()
     parameters = list(policy.weights.parameters.values())
@@ -177,10 +212,31 @@ def _gradients(policy: DiffusersPolicy, noise: Tensor) -> list[Finding]:
     ]
 
 
+def _slope(policy: DiffusersPolicy, noise: Tensor) -> Finding:
+    """The gradient to latents against differences of velocities; not told apart from rounding in bfloat16.
+
+    Along a direction d, w = v(x + hd) - v(x - hd) is 2h J d, so <w, J d>, which the gradient of <w, v> gives,
+    is <w, w> / 2h.
+    """
+    condition, sigma = policy.encode([PROMPT]), torch.full((1,), 0.7)
+    draw = torch.Generator().manual_seed(1)
+    d = torch.randn(noise.shape, generator=draw).to(noise.device)
+    with torch.no_grad():
+        ahead, behind = (policy.velocity(noise + h * d, sigma, condition) for h in (STRIDE, -STRIDE))
+    x, w = noise.clone().requires_grad_(), (ahead - behind).double()
+    (slope,) = torch.autograd.grad((policy.velocity(x, sigma, condition).double() * w).sum(), x)
+    share = float((slope.double() * d).sum() * 2 * STRIDE / w.square().sum())
+    advice = "a part of the network lets no gradient through: training would follow a wrong one"
+    ok = abs(share - 1) < SLACK
+    return Finding("gradient by differences", f"{share:.3f} of it", ok, "" if ok else advice)
+
+
 @torch.no_grad()
 def _levels(policy: DiffusersPolicy, noise: Tensor, tolerance: float) -> Finding:
     condition, sigma, family = policy.encode([PROMPT] * 2), torch.tensor([0.9, 0.4]), policy.family
     what = "several noise levels in one call"
+    if family.one_row:
+        return Finding(what, "no, a call takes one sample", True)
 
     def velocity(rows_may_differ: bool) -> Tensor:
         policy.family = replace(family, rows_may_differ=rows_may_differ)
@@ -206,7 +262,21 @@ def _decoding(policy: DiffusersPolicy, latents: Tensor, expected: list[Tensor], 
     ours = [made] if isinstance(made, Tensor) else _parts(made)
     error = max(_difference(mine, stock) for mine, stock in zip(ours, expected, strict=True))
     shapes = ", ".join("x".join(map(str, mine.shape[1:])) for mine in ours)
-    return Finding("decoding", f"{shapes}; differs by {error:.2g}", error <= tolerance)
+    made_as = f"{shapes}; differs by {error:.2g}"
+    if error <= tolerance and (other := _other_size(policy.arguments, ours[0])):
+        return Finding("decoding", made_as, False, f"not the size that was asked for; give {other}")
+    return Finding("decoding", made_as, error <= tolerance)
+
+
+def _other_size(asked: Mapping[str, Any], made: Tensor) -> str:
+    """The size that was made, where the pipeline chose another than it was asked for without a word."""
+    if made.ndim < 4:  # sound
+        return ""
+    sides = {"height": made.shape[-2], "width": made.shape[-1]}
+    if made.ndim == 5:
+        sides["num_frames"] = made.shape[1]
+    other = {key: side for key, side in sides.items() if asked.get(key, side) != side}
+    return " ".join(f"model.{key}={side}" for key, side in other.items())
 
 
 def _parts(media: Media) -> list[Tensor]:

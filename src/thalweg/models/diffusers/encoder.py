@@ -21,11 +21,13 @@ from thalweg.models.diffusers.embedding_cache import EmbeddingCache, digest_of_t
 from thalweg.models.diffusers.families import Family
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import Modular, name_of
-from thalweg.models.diffusers.pipelines import read_image
+from thalweg.models.diffusers.pictures import is_picture, read_image
 from thalweg.models.diffusers.seam import Stopped
 
 IMAGE = "image"
 """The column with the number of a row's condition image; rows of one call share it."""
+ALL = -1
+"""The number of the pictures that are the call's, the same for all prompts."""
 NEGATIVE = "negative_prompt"
 REMEMBERED_PROMPTS = 1024
 """Encoded prompts that stay in memory, of the CPU, while they could be encoded or read again."""
@@ -43,6 +45,8 @@ class Encoder:
         self, pipeline: Any, model: DiffusersModel, family: Family, arguments: Mapping[str, Any]
     ) -> None:
         self.pipeline, self.model, self.arguments = pipeline, model, arguments
+        self._steps = family.steps
+        self._one_row = family.one_row
         self.texts = (*family.lists, *(name for name in (NEGATIVE,) if name in arguments))
         self.cache: EmbeddingCache | None = None
         self._call = unwrap(type(pipeline).__call__)
@@ -91,32 +95,37 @@ class Encoder:
         return {"read": float(self.cache.read), "damaged": float(self.cache.damaged)}
 
     @contextmanager
-    def replayed(self, rows: Mapping[str, Tensor]) -> Iterator[dict[str, Any]]:
+    def replayed(self, rows: Mapping[str, Tensor], draws: bool) -> Iterator[dict[str, Any]]:
         """Inside, the pipeline encodes nothing: it is answered what it was once answered for these rows.
 
-        Yields the arguments of a call that belong to them.
+        Yields the arguments of a call that belong to them. `draws` says whether the pipeline draws its own
+        noise, which some make of the condition image: they then encode more of it than from a given state.
         """
         named = {name: t for name, t in rows.items() if name not in (IMAGE, SIZE)}
         answers = self._joined(conditions.trim(named))
         size = len(next(iter(rows.values())))
         # New lists: Z-Image writes into its own.
-        given: dict[str, Any] = {name: [""] * size for name in ("prompt", *self.texts)}
-        number = None
+        given: dict[str, Any] = {name: self.as_given([""] * size) for name in ("prompt", *self.texts)}
+        number = ALL if any(map(is_picture, self.arguments.values())) else None
         if IMAGE in rows:
             number = int(rows[IMAGE][0])
             given[IMAGE] = list(self._images.values())[number]
         self.pipeline.encode_prompt = lambda *args, **options: next(answers)
         try:
-            with self._images_encoded_once(number):
+            with self._images_encoded_once(number, draws):
                 yield given
         finally:
             del self.pipeline.encode_prompt
+
+    def as_given(self, texts: list[str]) -> list[str] | str:
+        """Texts as a call takes them: Wan VACE takes one sample, and no list of one."""
+        return texts[0] if self._one_row else texts
 
     def _joined(self, rows: dict[str, Tensor]) -> Iterator[Any]:
         return (conditions.join(slot, rows) for slot in self._slots)
 
     @contextmanager
-    def _images_encoded_once(self, number: int | None) -> Iterator[None]:
+    def _images_encoded_once(self, number: int | None, draws: bool) -> Iterator[None]:
         """Inside, the VAE answers what it once answered for this condition image."""
         vae: Any = getattr(self.pipeline, "vae", None)
         if number is None or not callable(getattr(vae, "encode", None)):
@@ -126,7 +135,7 @@ class Encoder:
 
         def remembered(image: Tensor, *args: Any, **options: Any) -> Any:
             # What is encoded is told by the image, its place in the call, and the size it was brought to.
-            key = (number, next(calls), image.shape, image.dtype)
+            key = (number, draws, next(calls), image.shape, image.dtype)
             if key not in self._image_latents:
                 with torch.no_grad():
                     self._image_latents[key] = original(image, *args, **options)
@@ -198,7 +207,8 @@ class Encoder:
         if (image := self._image_of(prompts[0])) is not None:
             given[IMAGE] = image
         for name in self.texts:
-            given[name] = [p.metadata.get(name, self.arguments.get(name, "")) for p in prompts]
+            texts = [p.metadata.get(name, self.arguments.get(name, "")) for p in prompts]
+            given[name] = self.as_given(texts)
         answers: list[Any] = []
         original = self.pipeline.encode_prompt
 
@@ -213,8 +223,8 @@ class Encoder:
             with suppress(Stopped):
                 self._call(
                     self.pipeline,
-                    prompt=[prompt.text for prompt in prompts],
-                    num_inference_steps=1,
+                    prompt=self.as_given([prompt.text for prompt in prompts]),
+                    num_inference_steps=self._steps,
                     generator=torch.Generator(self.model.device).manual_seed(0),
                     **{**self.arguments, **given},
                 )

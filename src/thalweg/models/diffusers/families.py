@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +26,8 @@ class Family:
     """Arguments that take the parts of a state, in the order of their `step`s."""
     to_argument: Callable[[Tensor, Any, Mapping[str, Any]], Tensor] | None = None
     """(state, pipeline, call) -> what `latents=` takes."""
+    steps: int = 1
+    """Steps that a call is asked for; the seam serves its own. Mochi cannot work out a schedule of one."""
     guidance_scale: str = "guidance_scale"
     """The argument for the strength of guidance."""
     one_row: bool = False
@@ -43,9 +46,13 @@ class Family:
     """Attention modules, by the ending of their names, whose keys are the tokens of a part of the state, and
     which part; of a batch that guidance doubles, the conditional rows must be the last.
     """
+    trained_as: tuple[str, ...] = ()
+    """Endings of the names of modules that are left in training mode: outside of it HiDream's experts are run
+    under `no_grad`, and the gradient of all before them lacks their part.
+    """
     shares_samples: bool = False
-    """Processes can share a sample: parts of its tokens give parts of every gradient, and all prompts have
-    the same number of tokens (tested by family).
+    """Processes can share a sample: parts of its tokens give parts of every gradient (tested by family). All
+    prompts have the same number of tokens, or the network takes a mask of them.
     """
 
 
@@ -57,13 +64,44 @@ def _tokens_to_map(state: Float[Tensor, "B L C"], pipeline: Any, call: Mapping[s
     return state.transpose(1, 2).unflatten(2, (height, tokens // height))
 
 
+def _beside_an_empty_condition(
+    state: Float[Tensor, "B F h w C"], pipeline: Any, call: Mapping[str, Any]
+) -> Tensor:
+    """Kandinsky 5 takes a state with the latents and the mask of an image, none here, on its channels."""
+    if not pipeline.transformer.config["visual_cond"]:
+        return state
+    return torch.cat([state, torch.zeros_like(state), torch.zeros_like(state[..., :1])], -1)
+
+
+def _after_the_image(
+    state: Float[Tensor, "B C F h w"], pipeline: Any, call: Mapping[str, Any]
+) -> Float[Tensor, "B L D"]:
+    """LTX takes tokens of a whole video, and steps all but its first frame, which is the image."""
+    count, channels, _, height, width = state.shape
+    scale = pipeline.vae_spatial_compression_ratio
+    size = {"height": height * scale, "width": width * scale}
+    image = pipeline.video_processor.preprocess(call["image"], **size).to(state.device, pipeline.vae.dtype)
+    first, _ = pipeline.prepare_latents(
+        image,
+        num_channels_latents=channels,
+        num_frames=1,
+        dtype=state.dtype,
+        device=state.device,
+        generator=torch.Generator(state.device).manual_seed(0),
+        **size,
+    )
+    patches = pipeline.transformer_spatial_patch_size, pipeline.transformer_temporal_patch_size
+    first = pipeline._unpack_latents(first, 1, height, width, *patches)
+    return pipeline._pack_latents(torch.cat([first.expand(count, -1, -1, -1, -1), state], 2), *patches)
+
+
 FAMILIES: dict[str, Family] = {
     "StableDiffusion3Pipeline": Family(rows_may_differ=True),
     "FluxPipeline": Family(rows_may_differ=True, shares_samples=True),
     "FluxKontextPipeline": Family(rows_may_differ=True, shares_samples=True),
     "Flux2Pipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map, shares_samples=True),
     "Flux2KleinPipeline": Family(rows_may_differ=True, to_argument=_tokens_to_map, shares_samples=True),
-    "QwenImagePipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
+    "QwenImagePipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale", shares_samples=True),
     "QwenImage21Pipeline": Family(rows_may_differ=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
     "QwenImageEditPlusPipeline": Family(one_row=True, guidance_scale="true_cfg_scale"),
@@ -87,6 +125,22 @@ FAMILIES: dict[str, Family] = {
     "Krea2ModularPipeline": Family(rows_may_differ=True),
     "Ideogram4ModularPipeline": Family(rows_may_differ=True),
     "Flux3ModularPipeline": Family(rows_may_differ=True, one_prompt=True, to_argument=_tokens_to_map),
+    "LTXPipeline": Family(rows_may_differ=True),
+    "LTXImageToVideoPipeline": Family(rows_may_differ=True, to_argument=_after_the_image),
+    "HiDreamImagePipeline": Family(trained_as=(".ff_i",)),
+    "FluxControlPipeline": Family(one_row=True),
+    "WanVACEPipeline": Family(one_row=True),
+    "MochiPipeline": Family(rows_may_differ=True, steps=2),
+    "Kandinsky5T2VPipeline": Family(to_argument=_beside_an_empty_condition),
+    "CogView4Pipeline": Family(rows_may_differ=True),
+    "LongCatImagePipeline": Family(rows_may_differ=True),
+    "BriaPipeline": Family(rows_may_differ=True),
+    "OvisImagePipeline": Family(rows_may_differ=True),
+    "HunyuanImagePipeline": Family(rows_may_differ=True),
+    "HunyuanVideoPipeline": Family(rows_may_differ=True),
+    "SkyReelsV2Pipeline": Family(rows_may_differ=True),
+    "ChronoEditPipeline": Family(rows_may_differ=True, shares_samples=True),
+    "SanaVideoPipeline": Family(rows_may_differ=True),
     "AceStepPipeline": Family(audio_seconds="audio_duration", lists=("lyrics",)),
 }
 """By the name of the pipeline's class."""

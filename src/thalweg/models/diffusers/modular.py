@@ -237,7 +237,9 @@ def _where_levels_are_held(loop: Callable[..., Any]) -> Callable[..., Any]:
     """The loop over noise levels, passed over where there is none: it must not look for a last step."""
 
     def call(block: Any, components: Any, state: PipelineState) -> Any:
-        return loop(block, components, state) if len(components.scheduler.timesteps) else (components, state)
+        return (
+            loop(block, components, state) if components.scheduler.timesteps.numel() else (components, state)
+        )
 
     return call
 

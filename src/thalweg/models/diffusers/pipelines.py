@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import hf_hub_download, snapshot_download
-from PIL import Image
 from torch import nn
 
 from thalweg.core.errors import UserError
@@ -18,6 +17,7 @@ from thalweg.core.values import Size
 from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import INDEX, Modular, name_of, open_modular
+from thalweg.models.diffusers.pictures import read_pictures
 from thalweg.models.sizes import KEYS, words_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,7 +62,12 @@ def open_pipeline(model: DiffusersModel) -> Any:
             )
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ImportError, AttributeError, NameError) as error:
+        raise UserError(
+            f"model.path='{model.path}': its pipeline needs what is not here ({_first_line(error)}); "
+            "install that, or a newer diffusers"
+        ) from error
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
         way_out = "save it again" if folder.exists() else "see whether the hub can be reached"
         raise UserError(
             f"model.path='{model.path}': cannot be read ({_first_line(error)}); {way_out}"
@@ -103,6 +108,10 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False).eval()
+    for network in networks(pipeline).values():
+        for name, module in network.named_modules():
+            # The module alone: what is inside it stays in evaluation mode.
+            module.training = name.endswith(family_of(pipeline).trained_as) if name else False
     pipeline.set_progress_bar_config(disable=True)
     # LTX-2 warns of latents in its own layout, at every call.
     logging.getLogger(type(pipeline).__module__).addFilter(lambda r: "packed" not in r.getMessage())
@@ -130,7 +139,8 @@ def arguments(pipeline: Any, model: DiffusersModel) -> dict[str, Any]:
     problems = _refused(pipeline, named) + _off_the_grid(pipeline, sides, "model.")
     if problems:
         raise UserError("\n".join(problems))
-    given = {key: read_image(value) if key == "image" else value for key, value in named.values()}
+    given = {key: read_pictures(key, value) for key, value in named.values()}
+    _require_start_from_noise(pipeline, given)
     if isinstance(pipeline, Modular):
         pipeline.require_components(given)
     return given
@@ -181,15 +191,16 @@ def _off_the_grid(pipeline: Any, sides: Mapping[str, Any], place: str) -> list[s
     return problems
 
 
-def read_image(value: Any) -> Any:
-    """The image of a file, or the image itself."""
-    if not isinstance(value, str):
-        return value
-    try:
-        with Image.open(value) as file:
-            return file.convert("RGB")
-    except OSError as error:
-        raise UserError(f"image '{value}': cannot be read ({error}); give an image file") from None
+def _require_start_from_noise(pipeline: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a call that starts part way, from an image or a video."""
+    strength = signature(unwrap(type(pipeline).__call__)).parameters.get("strength")
+    value = given.get("strength", None if strength is None else strength.default)
+    if isinstance(value, int | float) and value < 1:
+        raise UserError(
+            f"model.call.strength={value}: {name_of(pipeline)} starts part way, from its image or video, and "
+            "a rollout starts from noise; give model.call.strength=1.0 where its network is shown the image "
+            "too, else save the pipeline as the class that makes samples from text alone"
+        )
 
 
 def _require_device(name: str) -> None:

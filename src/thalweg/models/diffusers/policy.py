@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from thalweg.core.errors import UserError
 from thalweg.core.names import nearest
@@ -26,8 +27,10 @@ from thalweg.models.diffusers.families import Family, family_of
 from thalweg.models.diffusers.gradient_scales import scale_gradients
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import name_of
+from thalweg.models.diffusers.pictures import is_picture, negative
 from thalweg.models.diffusers.pipelines import arguments, arguments_of_size, networks
 from thalweg.models.diffusers.readings import VELOCITIES, FlowReading, Reading, discrete
+from thalweg.models.diffusers.refusals import in_a_line
 from thalweg.models.diffusers.seam import Seam
 from thalweg.models.diffusers.taps import tapped
 from thalweg.models.sizes import OWN_SIZE, place_of, size_asked
@@ -47,10 +50,11 @@ class DiffusersPolicy:
         self._sized: dict[Size, DiffusersPolicy] = {OWN_SIZE: self}
         """This policy at the sizes that were asked for; they share everything but the shape of latents."""
         self._replace_scheduler()
-        with torch.no_grad(), self._refusals_in_a_line():
+        with torch.no_grad(), in_a_line(pipeline):
             self.encoder = Encoder(pipeline, model, self.family, self.arguments)
             self._some_condition = self.encode([Prompt("a")])
             self._look_at_the_latents()
+            self._require_pictures_to_be_seen()
         parameters = add_adapters(self.networks, model.lora)
         self.weights = NamedWeights(parameters)
         self.scaled_inputs = scale_gradients(self.networks, model.gradient_scales)
@@ -85,7 +89,7 @@ class DiffusersPolicy:
         if size not in self._sized:
             sized = copy(self)
             sized.arguments = self._sized[OWN_SIZE].arguments | arguments_of_size(self.pipeline, size)
-            with self._refusals_in_a_line():
+            with in_a_line(self.pipeline):
                 sized._look_at_the_latents()
             self._sized[size] = sized
         return self._sized[size]
@@ -193,23 +197,23 @@ class DiffusersPolicy:
 
     def _stock(self, x: Tensor | None, rows: Mapping[str, Tensor], output_type: str) -> Any:
         """The pipeline's own call, undecorated: gradients flow where they are enabled."""
-        given = {} if x is None else self.given(x)
-        with self.encoder.replayed(rows) as of_rows:
+        with self.encoder.replayed(rows, draws=x is None) as of_rows:
+            given = {} if x is None else self.given(x, self.arguments | of_rows)
             return self._call_pipeline(
                 self.pipeline,
-                num_inference_steps=1,
+                num_inference_steps=self.family.steps,
                 generator=torch.Generator(self.device).manual_seed(0),
                 output_type=output_type,
                 return_dict=False,
                 **self.arguments | given | of_rows,
             )
 
-    def given(self, x: Tensor) -> dict[str, Tensor]:
-        """The arguments that put the pipeline's latents at x."""
+    def given(self, x: Tensor, call: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The arguments that put the pipeline's latents at x, in a call with these others."""
         given = dict(zip(self.family.latents, self._unpack(x), strict=True))
         if self.family.to_argument is None:
             return given
-        return {n: self.family.to_argument(p, self.pipeline, self.arguments) for n, p in given.items()}
+        return {n: self.family.to_argument(p, self.pipeline, call) for n, p in given.items()}
 
     def _replace_scheduler(self) -> None:
         scheduler = getattr(self.pipeline, "scheduler", None)
@@ -222,16 +226,6 @@ class DiffusersPolicy:
         seam: Any = Seam.from_config(scheduler.config)
         seam.reading = _reading_of(self.pipeline)
         self.pipeline.scheduler = seam
-
-    @contextmanager
-    def _refusals_in_a_line(self) -> Iterator[None]:
-        """Inside, what the pipeline refuses in its own words is the user's to mend."""
-        try:
-            yield
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"model: {name_of(self.pipeline)} refuses the settings: {error}") from error
 
     def _look_at_the_latents(self) -> None:
         """Learn the shape and dtype of states at the policy's size, and the passes of a velocity."""
@@ -258,6 +252,35 @@ class DiffusersPolicy:
                 f"model: {name_of(self.pipeline)} changes the latents it is given; it needs an entry "
                 "in models/diffusers/families.py"
             )
+
+    def _require_pictures_to_be_seen(self) -> None:
+        """Refuse a picture that never reaches the network: such a pipeline only starts from it."""
+        pictures = {name: value for name, value in self.arguments.items() if is_picture(value)}
+        if not pictures:
+            return
+        other = copy(self)
+        other.arguments = self.arguments | {name: negative(value) for name, value in pictures.items()}
+        uncached = self.model.model_copy(update={"embedding_cache": None})
+        other.encoder = Encoder(self.pipeline, uncached, self.family, other.arguments)
+        if all(map(torch.equal, self._fed(), other._fed())):
+            name = next(iter(pictures))
+            raise UserError(
+                f"model.call.{name}: {name_of(self.pipeline)} does not show its network that; it "
+                "starts from it, and a rollout starts from noise; save the pipeline as the class that "
+                "makes samples from text alone"
+            )
+
+    def _fed(self) -> list[Tensor]:
+        """Every tensor that the networks are given on the way to a velocity."""
+        condition, given = self.encode([Prompt("a")]), []
+
+        def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            given.extend(leaf for leaf in tree_leaves((args, options)) if isinstance(leaf, Tensor))
+
+        x = torch.zeros(1, *self.latent_shape, device=self.device)
+        with hooked(self.networks, note):
+            self._call(x, torch.ones(1), condition.tensors)
+        return given
 
     def _checkpoint_gradients(self) -> None:
         for name, network in self.networks.items():
@@ -307,7 +330,12 @@ def _reading_of(pipeline: Any) -> Reading:
     scheduler, config = pipeline.scheduler, pipeline.scheduler.config
     prediction = config.get("prediction_type", "flow_prediction")
     if prediction == "flow_prediction" or config.get("use_flow_sigmas", False):
-        return FlowReading(config["num_train_timesteps"])
+        if (config.get("sigma_max") or 1) > 1:
+            raise UserError(
+                f"model: the levels of {name_of(pipeline)} go up to {config['sigma_max']}, where states are "
+                "data plus noise and not a mixture of both; such pipelines cannot be trained yet"
+            )
+        return FlowReading(config["num_train_timesteps"], bool(config.get("invert_sigmas", False)))
     table = getattr(scheduler, "alphas_cumprod", None)
     if prediction not in VELOCITIES or table is None or config.get("timestep_type") == "continuous":
         raise UserError(
@@ -325,9 +353,16 @@ def counted_rows(networks: Mapping[str, nn.Module]) -> Iterator[list[int]]:
     def count(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         counted.append(len(next(iter([*args, *options.values()]))))
 
-    hooks = [n.register_forward_pre_hook(count, with_kwargs=True) for n in networks.values()]
-    try:
+    with hooked(networks, count):
         yield counted
+
+
+@contextmanager
+def hooked(networks: Mapping[str, nn.Module], look: Callable[..., None]) -> Iterator[None]:
+    """Inside, every pass of the networks is looked at before it is made."""
+    hooks = [n.register_forward_pre_hook(look, with_kwargs=True) for n in networks.values()]
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()

@@ -30,13 +30,16 @@ SNAP = 0.01
 
 @dataclass(frozen=True)
 class FlowReading:
-    """Nothing to convert but the scale of time."""
+    """Nothing to convert but the scale of time, and its direction where the scheduler inverts it: Mochi and
+    LongCat-Audio count from 0, noise, to 1, data, so their network returns x0 - ε.
+    """
 
     num_train_timesteps: int
+    inverted: bool = False
 
     def timestep(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """The time that the network is told."""
-        return sigma * self.num_train_timesteps
+        return (1 - sigma if self.inverted else sigma) * self.num_train_timesteps
 
     def fed(self, x: Float[Tensor, "B *L"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B *L"]:
         """What the network is fed at the flow's state x."""
@@ -46,7 +49,7 @@ class FlowReading:
         self, output: Float[Tensor, "B *L"], x: Float[Tensor, "B *L"], sigma: Float[Tensor, " B"]
     ) -> Float[Tensor, "B *L"]:
         """The flow's velocity at x, from what the network returned."""
-        return output
+        return -output if self.inverted else output
 
 
 VELOCITIES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

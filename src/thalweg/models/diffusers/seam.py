@@ -9,6 +9,8 @@ Shapes: B rows, ... latent axes of the pipeline.
 """
 
 import copy
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,6 +42,16 @@ class Rows(Tensor):
         return float(self.as_subclass(Tensor).flatten()[0])
 
 
+class NoLevels(Tensor):
+    """No timesteps, counted as one: pipelines that may start part way refuse to run without any."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        return iter(())
+
+
 class Seam(FlowMatchEulerDiscreteScheduler):
     """Stands in the place of the pipeline's scheduler."""
 
@@ -59,7 +71,7 @@ class Seam(FlowMatchEulerDiscreteScheduler):
         sigma = None if sigma is None else sigma.float().cpu()
         self._sigma = torch.zeros(0) if sigma is None else sigma
         if sigma is None:
-            self._held = torch.zeros(1), torch.zeros(0)
+            self._held = torch.zeros(1), torch.zeros(0).as_subclass(NoLevels)
         elif bool((sigma == sigma[0]).all()):
             one = sigma[:1]
             self._held = torch.cat([one, torch.zeros_like(one)]), self.reading.timestep(one)
@@ -80,7 +92,16 @@ class Seam(FlowMatchEulerDiscreteScheduler):
         if self.stop_before_network:
             raise Stopped
         self.sigmas, self.timesteps = (held.to(device) for held in self._held)
+        if timesteps is not None and sigmas is not None and mu is not None:
+            self.timesteps = self._unshifted(self.timesteps, mu)
         self.num_inference_steps = len(self.timesteps)
+
+    def _unshifted(self, timesteps: Tensor, mu: float) -> Tensor:
+        """CogView4 shifts its levels alone: its network is told the time that shifts to the level."""
+        shift = 1 / (math.exp(mu) if self.config["time_shift_type"] == "exponential" else mu)
+        whole = self.config["num_train_timesteps"]
+        share = timesteps / whole
+        return whole * shift * share / (1 - share + shift * share)
 
     def scale_model_input(self, sample: Tensor, *args: Any) -> Tensor:
         """What the network is fed; a batch that guidance doubled comes as it is."""

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from diffusers.models._modeling_parallel import ContextParallelConfig
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from thalweg.core.errors import UserError
@@ -26,6 +27,9 @@ from thalweg.core.processes import Context, Processes
 from thalweg.core.values import Prompt
 from thalweg.models.diffusers.modular import name_of
 from thalweg.models.diffusers.policy import DiffusersPolicy
+
+TEXT_AND_MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
+"""What Qwen-Image calls its text, whose length is the prompt's, and the mask of it."""
 
 
 def share_samples(policy: DiffusersPolicy, size: int, processes: Processes, prompt: Prompt) -> Processes:
@@ -99,15 +103,31 @@ class _Whole(torch.autograd.Function):
 def _add_slopes_of_inputs(
     group: Any, network: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    options = _padded(options, dist.get_world_size(group))
+
     def whole(x: Tensor) -> Tensor:
         return _Whole.apply(x, group) if x.requires_grad else x  # type: ignore[no-any-return]
 
     return tree_map_only(Tensor, whole, (args, options))
 
 
+def _padded(options: dict[str, Any], processes: int) -> dict[str, Any]:
+    """The text of a network that takes a mask of its tokens, with as many more, masked, as let it split.
+
+    What the masked ones compute is left out: nothing attends to them, and they are no part of the output.
+    """
+    text, mask = (options.get(name) for name in TEXT_AND_MASK)
+    if not isinstance(text, Tensor) or TEXT_AND_MASK[1] not in options or text.shape[1] % processes == 0:
+        return options
+    more = -text.shape[1] % processes
+    kept = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if mask is None else mask.bool()
+    filled = F.pad(text, (0, 0, 0, more)), F.pad(kept, (0, more))
+    return options | dict(zip(TEXT_AND_MASK, filled, strict=True))
+
+
 @torch.no_grad()
 def _require_divisible(policy: DiffusersPolicy, size: int, prompt: Prompt) -> None:
-    """Raises where a pass finds tokens that do not split; they are as many for every prompt."""
+    """Raises where a pass finds tokens that do not split; they are as many for every prompt, or padded."""
     condition, before = policy.encode([prompt]), policy.passes.evaluations
     x = torch.zeros(1, *policy.latent_shape, device=policy.device)
     try:
