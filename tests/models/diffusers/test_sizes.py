@@ -71,7 +71,7 @@ def test_samples_of_each_size_are_what_the_stock_pipeline_makes(name, tiny_polic
             output_type="pt",
             return_dict=False,
             generator=torch.Generator().manual_seed(0),
-            **at.given(noise),
+            **at.given(noise, at.arguments),
             **at.arguments | {n: [at.arguments.get(n, "")] for n in at.encoder.texts},
         )[0]
         x, condition = noise, policy.encode([prompt])
