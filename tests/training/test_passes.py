@@ -47,7 +47,8 @@ CASES = [
     ),
     # A probe from x_j takes 7 - j passes besides the one it shares.
     ("dense-grpo", {}, N * B + 28 * B + K * B, K * B),
-    ("step-grpo", {}, N * B + 3 * K * B, 3 * K * B),  # 3 candidates a step
+    ("step-grpo", {}, N * B + 2 * 3 * K * B, 3 * K * B),  # 3 candidates a step, each beside the reference
+    ("step-grpo", {"objective.kl_weight": 0}, N * B + 3 * K * B, 3 * K * B),
     ("branch-grpo", {"selection": {}}, 2 * (1 + 2 + 4 * 6) + 2 * (2 + 4 * 6), 2 * (2 + 4 * 6)),
     # Steps that start at sigma .5 or above: 5 of 7; log-probs computed again.
     ("op-grpo", {}, N * B + 2 * 5 * B, 5 * B),

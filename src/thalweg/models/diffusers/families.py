@@ -125,6 +125,19 @@ FAMILIES: dict[str, Family] = {
     "Krea2ModularPipeline": Family(rows_may_differ=True),
     "Ideogram4ModularPipeline": Family(rows_may_differ=True),
     "Flux3ModularPipeline": Family(rows_may_differ=True, one_prompt=True, to_argument=_tokens_to_map),
+    **dict.fromkeys(
+        ("Flux2ModularPipeline", "Flux2KleinModularPipeline", "Flux2KleinBaseModularPipeline"),
+        Family(rows_may_differ=True, to_argument=_tokens_to_map),
+    ),
+    **dict.fromkeys(
+        (
+            "QwenImageModularPipeline",
+            "WanModularPipeline",
+            "LTXModularPipeline",
+            "FluxKontextModularPipeline",
+        ),
+        Family(rows_may_differ=True),
+    ),
     "LTXPipeline": Family(rows_may_differ=True),
     "LTXImageToVideoPipeline": Family(rows_may_differ=True, to_argument=_after_the_image),
     "HiDreamImagePipeline": Family(trained_as=(".ff_i",)),

@@ -9,7 +9,16 @@ from typing import Any
 from thalweg.core.errors import UserError
 from thalweg.models.diffusers.modular import name_of
 
-BROKEN = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError)
+BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+)
 """What code of a pipeline stops with that is called in a way it was not written for."""
 HOUSE = Path(__file__).parents[2]
 
