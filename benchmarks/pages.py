@@ -20,6 +20,8 @@ from thalweg.training.compare import BASELINE, table
 DOCS = Path(__file__).parents[1] / "docs"
 TASKS = {"main-scenes": "Scenes", "main-glyphs": "Glyphs", "trajectory": "Scenes", "forward": "Scenes"}
 """Folders of docs/results, and what was learnt there; of one task the first that has the recipe counts."""
+AGAIN = ("trajectory-again",)
+"""Folders whose tables stand on pages, but which methods do not quote."""
 NUMBERS = re.compile(r"(<!-- numbers -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table ([\w-]+): ([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRIALS = re.compile(r"(<!-- trials ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -74,9 +76,9 @@ def numbers_of(recipe: str, tables: Mapping[str, Table]) -> str:
 def _sentences(recipe: str, task: str, table: Table) -> str:
     row = table.rows[recipe]
     words = (
-        f"{task}, {table.budget:g} s of processor time, seeds {row['seeds']}: strict {row['base']} -> "
-        f"{row['final']}, best {row['best']}, diversity kept {row['diversity kept']}, "
-        f"{row['passes']} passes, {row['with gradient']} with gradient."
+        f"{task}, {table.budget:g} s of processor time at learning rate {row['learning rate']}, seeds "
+        f"{row['seeds']}: strict {row['base']} -> {row['final']}, best {row['best']}, diversity kept "
+        f"{row['diversity kept']}, {row['passes']} passes, {row['with gradient']} with gradient."
     )
     costs = [title for title in table.titles if " to " in title]
     if recipe == BASELINE or not costs:
@@ -118,7 +120,7 @@ def _tried(table: Table) -> str:
 
 def pages(docs: Path = DOCS) -> dict[Path, str]:
     """Every page that holds numbers, as it should be."""
-    found = {name: stored_table(docs / "results" / name) for name in TASKS}
+    found = {name: stored_table(docs / "results" / name) for name in (*TASKS, *AGAIN)}
     tables = {name: table for name, table in found.items() if table is not None}
     paths = [*sorted((docs / "methods").glob("*.md")), docs / "results" / "index.md"]
     return {path: filled(path.read_text("utf-8"), path.stem, tables) for path in paths}

@@ -4,12 +4,35 @@ import pages
 import pytest
 from pages import Table, filled, numbers_of
 
-TITLES = ["recipe", "seeds", "base", "final", "best", "diversity kept", "passes", "with gradient"]
+TITLES = [
+    "recipe",
+    "seeds",
+    "learning rate",
+    "base",
+    "final",
+    "best",
+    "diversity kept",
+    "passes",
+    "with gradient",
+]
 TITLES += ["CPU s", "CPU s to 0.700", "passes to 0.700", "published claim"]
 
 
 def row(recipe, *spent):
-    cells = [recipe, "0, 1", "0.600", "0.700", "0.710", "1.00", "900", "300", "240", *spent, "twice as fast"]
+    cells = [
+        recipe,
+        "0, 1",
+        "0.0001",
+        "0.600",
+        "0.700",
+        "0.710",
+        "1.00",
+        "900",
+        "300",
+        "240",
+        *spent,
+        "twice as fast",
+    ]
     return dict(zip(TITLES, cells, strict=True))
 
 
@@ -26,7 +49,9 @@ def test_pages_say_what_the_stored_results_say():
 
 def test_a_paragraph_tells_runs_and_costs_and_the_claim():
     said = numbers_of("mix-grpo", TABLES)
-    assert "Scenes, 240 s of processor time, seeds 0, 1: strict 0.600 -> 0.700" in said
+    assert (
+        "Scenes, 240 s of processor time at learning rate 0.0001, seeds 0, 1: strict 0.600 -> 0.700" in said
+    )
     assert "To the 0.700 that `flow-grpo` ends with: seconds 120 (2.0x), passes 400 (1.5x)." in said
     assert "Published: twice as fast." in said
     assert "0.700 that `flow-grpo` ends with is not reached" in numbers_of("gcpo", TABLES)
