@@ -108,10 +108,11 @@ def prepare(pipeline: Any, device: str = "cpu") -> Any:
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False).eval()
+    trained = family_of(pipeline).trained_as
     for network in networks(pipeline).values():
         for name, module in network.named_modules():
             # The module alone: what is inside it stays in evaluation mode.
-            module.training = name.endswith(family_of(pipeline).trained_as) if name else False
+            module.training = name.endswith(trained)
     pipeline.set_progress_bar_config(disable=True)
     # LTX-2 warns of latents in its own layout, at every call.
     logging.getLogger(type(pipeline).__module__).addFilter(lambda r: "packed" not in r.getMessage())
