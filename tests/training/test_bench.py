@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -23,6 +25,12 @@ SMALL = [
     "evaluation.diversity_prompts=2",
     "evaluation.diversity_group=2",
 ]
+
+
+def wait_for_training(folder):
+    lines = folder / "metrics.jsonl"
+    while not (lines.exists() and '"train"' in lines.read_text()):
+        time.sleep(0.1)
 
 
 def result(recipe, seed, final):
@@ -73,9 +81,7 @@ def test_a_recipe_with_another_base_is_not_held_against_the_baseline():
 
 def test_a_run_that_was_stopped_is_no_result_and_goes_on(tmp_path):
     def stop_when_it_trains():
-        lines = tmp_path / "diffusion-nft-3" / "metrics.jsonl"
-        while not (lines.exists() and '"train"' in lines.read_text()):
-            time.sleep(0.1)
+        wait_for_training(tmp_path / "diffusion-nft-3")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_when_it_trains, daemon=True).start()
@@ -85,6 +91,24 @@ def test_a_run_that_was_stopped_is_no_result_and_goes_on(tmp_path):
     spent = read_state(load_run(tmp_path / "diffusion-nft-3").checkpoints[-1]).cpu_seconds
     (result,) = bench(["diffusion-nft"], [3], spent + 0.01, tmp_path, SMALL)
     assert result.cpu_seconds > spent
+
+
+def test_a_signal_to_the_whole_group_saves_the_run_and_leaves_no_process(tmp_path):
+    command = [sys.executable, "-m", "thalweg", "bench", "diffusion-nft", "--cpu-seconds", "1e6", "--seeds", "3"]
+    group = subprocess.Popen([*command, "--out", tmp_path, *SMALL], start_new_session=True)
+    wait_for_training(tmp_path / "diffusion-nft-3")
+    os.killpg(group.pid, signal.SIGTERM)
+    assert group.wait(60) != 0
+    for _ in range(600):
+        try:
+            os.killpg(group.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        os.killpg(group.pid, signal.SIGKILL)
+        pytest.fail("a process of the group is still there after a minute")
+    assert load_run(tmp_path / "diffusion-nft-3").checkpoints
 
 
 def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(tmp_path):

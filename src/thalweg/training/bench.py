@@ -196,10 +196,13 @@ def _is_finished(folder: Path, cpu_seconds: float) -> bool:
 
 
 def _in_its_own_process(folder: Path, recipe: Recipe) -> None:
-    """Its peak of memory is then its own. Ctrl-C and SIGTERM let it save and stop."""
+    """Its peak of memory is then its own. Ctrl-C and SIGTERM let it save and stop; it ends after its one task
+    even where a signal to the whole group has ended those that would tell it to.
+    """
     context = get_context("forkserver")
     context.set_forkserver_preload(["thalweg.training.loop"])
-    with StopRequest() as stop, ProcessPoolExecutor(max_workers=1, mp_context=context) as processes:
+    pool = ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1)
+    with StopRequest() as stop, pool as processes:
         running = processes.submit(_go_on, folder, recipe)
         while wait([running], timeout=1).not_done:
             if stop.requested():
