@@ -376,7 +376,7 @@ def test_an_elbo_near_the_data_is_refused(sigmas, lowest):
 
 
 def test_an_elbo_of_one_model_alone_is_refused():
-    with pytest.raises(ValidationError, match="name weights in rule.old"):
+    with pytest.raises(ValidationError, match=r"name weights in rule\.old"):
         Forward(surrogate=ELBO, rule=Weighted())
     for rule in (Weighted(old="old"), Ratio(old=None)):
         Forward(surrogate=ELBO, rule=rule)

@@ -11,9 +11,9 @@
 
 The group's samples shall be drawn in proportion to exp(b A), so modes of equal reward stay.
 Log-probabilities are means over latent elements, which leaves p nearly uniform; c restores the scale. The
-published score is 2 std² times the log-probability, up to a constant: steps of much noise count for more. δ is
-how far a step's mean has moved since the rollout and z its drawn noise: <δ z> is the log-ratio without its
-bias -<δ²>/(2 std²), times std. A pull λ (s/S - s_ref/S)² over S steps may hold each path to a reference.
+published score is 2 std² times the log-probability, up to a constant: steps of much noise count for more.
+δ is how far a step's mean has moved since the rollout and z its drawn noise: <δ z> is the log-ratio without
+its bias -<δ²>/(2 std²), times std. A pull λ (s/S - s_ref/S)² over S steps may hold each path to a reference.
 Shapes: B rows, n paths, ... latent axes.
 """
 

@@ -80,14 +80,14 @@ class Forward(Part):
         # A grid's levels are those of the rollout, where recipes are checked.
         if not isinstance(self.sigmas, Grid) and self.sigmas.lowest < ELBO_SIGMA_MIN:
             raise ValueError(
-                f"surrogate.weighting='elbo' grows as 1/sigma, and sigmas '{self.sigmas.kind}' may go down to "
-                f"{self.sigmas.lowest:g}; give sigmas.sigma_min={ELBO_SIGMA_MIN} or more, after its shift"
+                f"surrogate.weighting='elbo' grows as 1/sigma, and sigmas '{self.sigmas.kind}' may go down "
+                f"to {self.sigmas.lowest:g}; give sigmas.sigma_min={ELBO_SIGMA_MIN} or more, after its shift"
             )
         if isinstance(self.rule, Weighted) and self.rule.old is None:
             raise ValueError(
                 "surrogate.weighting='elbo' bounds log p up to an infinite constant, which only a difference "
-                "of two models cancels, and rule 'weighted' has none without `old`; name weights in rule.old, "
-                "or use another weighting"
+                "of two models cancels, and rule 'weighted' has none without `old`; name weights in "
+                "rule.old, or use another weighting"
             )
         return self
 
