@@ -54,7 +54,7 @@ class Centred(Part):
     prompts in. Both at each noise level by itself.
     """
     temperature: float | None = Field(default=None, ge=0)
-    """T, for r in [0, 1]; None, the limit of large T, takes plain means, 0 those of good and of bad samples."""
+    """T of r in [0, 1]; None, the limit of large T, takes plain means, 0 those of good and of bad ones."""
     old: str = "old"
     """Named weights that the implied reward is measured from."""
 
