@@ -387,8 +387,26 @@ FORWARD = {
     "unknown surrogate": (["objective.surrogate.weighting=elob"], "objective.surrogate.weighting", "'elob'"),
     "an elbo at the data": (
         ["objective.surrogate.weighting=elbo", "objective.sigmas.sigma_min=0"],
-        "infinite at sigma 0",
+        "grows as 1/sigma, and sigmas 'stratified' may go down to 0",
         "sigma_min=0.01",
+    ),
+    "an elbo at the data end of the grid": (
+        [
+            "objective.surrogate.weighting=elbo",
+            "objective.sigmas={kind: grid}",
+            "rollout.steps=128",
+        ],
+        "the rollout has a level of 0.0078",
+        "give a smaller noisy_fraction",
+    ),
+    "an elbo of one model": (
+        ["objective.surrogate.weighting=elbo", "objective.rule={kind: weighted}"],
+        "name weights in rule.old",
+    ),
+    "states at other levels than the rollout's": (
+        ["objective.noise=path"],
+        "noise='path' has states at the rollout's levels alone, and sigmas 'stratified'",
+        "use sigmas={kind: grid}",
     ),
     "a log-ratio to nothing": (
         ["objective.rule={kind: weighted, log_ratio_weight: 1}"],

@@ -18,6 +18,16 @@ def test_the_target_is_the_slope_of_the_path_in_sigma():
     assert_close(PATH.target(x0, noise), slope)
 
 
+def test_the_noise_of_a_point_is_what_corrupts_the_data_into_it():
+    x0, noise = torch.randn(2, 3, 4, dtype=torch.float64)
+    sigma = torch.tensor([0.02, 0.5, 1.0], dtype=torch.float64)
+    assert_close(PATH.noise(x0, PATH.corrupt(x0, noise, sigma), sigma), noise)
+    assert (
+        PATH.noise(torch.tensor([[2.0]]), torch.tensor([[1.0]]), 0.25).item() == -2.0
+    )  # (1 - 0.75·2) / 0.25
+    assert torch.equal(PATH.noise(x0, noise, 1.0), noise)
+
+
 def test_the_surrogate_is_the_mean_squared_error_to_the_target():
     x0, noise = torch.randn(2, 3, 2, 2, dtype=torch.float64)
     sigma = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from objectives.test_drift import J, drifted
+from objectives.test_drift import J, S, drifted
 from thalweg.core.values import Transitions
 from thalweg.objectives import Balance
 
@@ -145,6 +145,45 @@ def test_the_pull_is_the_squared_mean_gap_of_a_path_to_the_reference():
     rows, velocity, _, _ = drifted(drift=0.3)
     found = objective.measure(rows, rows.x, velocity, {"reference": velocity.detach()})
     assert_close(found["reference_log_prob"], found["log_prob"].detach())
+
+
+def published(dv: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """-<(x' - μ)²> of today's and of the rollout's mean, from x' = μ_old + S z and μ = μ_old - J dv."""
+    return -(S * z + J * dv).square().mean(1), -(S * z).square().mean(1)
+
+
+def test_the_published_score_is_the_squared_distance_to_the_mean():
+    rows, velocity, dv, z = drifted(drift=0.3)
+    rows = replace(rows, prompt_slot=torch.zeros_like(rows.prompt_slot))
+    now, old = published(dv, z)
+    q = (2 * rows.advantages[:, 0]).softmax(0)
+    settings = {"score": "published", "score_scale": 5.0, "reward_scale": 2.0}
+    kl = Balance(**settings)
+    p = (5 * now).softmax(0)
+    terms, _ = kl.loss(kl.measure(rows, rows.x, velocity, {}), rows)
+    assert_close(terms, (q * (q / p).log()).sum().expand(3))
+    # d KL / d s_i = 5 (p_i - q_i), and d s_i / d v = -2 (x' - μ) J / 4 for 4 elements.
+    (slope,) = torch.autograd.grad(terms[0], velocity)
+    assert_close(slope, (5 * (p - q))[:, None] * -2 * (S * z + J * dv) * J / 4)
+    ratio = Balance(form="ratio", **settings)
+    moved = 5 * (now - old)
+    rho, wanted = (moved - moved.mean()).exp(), (q / p).log()
+    terms, _ = ratio.loss(ratio.measure(rows, rows.x, velocity, {}), rows)
+    assert_close(terms, torch.maximum(-wanted * rho, -wanted * rho.clamp(0.8, 1.2)))
+    plain = Balance(score_scale=5.0, reward_scale=2.0)
+    normal = torch.distributions.Normal(rows.old_mean - J * dv, S).log_prob(rows.x_next).mean(1)
+    log_p = (5 * normal).log_softmax(0)
+    terms, _ = plain.loss(plain.measure(rows, rows.x, velocity, {}), rows)
+    assert_close(terms, (q * (q.log() - log_p)).sum().expand(3))
+
+
+def test_the_published_pull_compares_squared_distances():
+    rows, velocity, dv, z = drifted(drift=0.3)
+    now, old = published(dv, z)
+    objective = Balance(score="published", reference_weight=0.5)
+    at_old = {"reference": (velocity - dv).detach()}  # the mean of the rollout again
+    _, report = objective.loss(objective.measure(rows, rows.x, velocity, at_old), rows)
+    assert_close(report["reference_gap"], now - old)
 
 
 def test_ratio_norm_of_a_form_without_a_ratio_is_refused():

@@ -8,12 +8,14 @@ from torch.testing import assert_close
 from thalweg.core.forest import Advantages
 from thalweg.core.noise import Address
 from thalweg.core.values import Prompt
-from thalweg.objectives import Forward
+from thalweg.flow import FlowSDE
+from thalweg.objectives import ClippedRatio, Forward, RewardGradient
+from thalweg.objectives.contract import keeps_states
 from thalweg.objectives.forward_rows import samples
 from thalweg.objectives.rules import Weighted
 from thalweg.objectives.sigma_draw import Grid, LogitNormal, Stratified
 from thalweg.objectives.surrogate import Regression
-from thalweg.rollout import Deterministic, Rollout, Root, grow
+from thalweg.rollout import AllSteps, Deterministic, Rollout, Root, grow
 
 PROMPTS = (Prompt("a", {"shift": 0.0}), Prompt("b", {"shift": 3.0}))
 GRID = torch.linspace(1, 0.125, 8)
@@ -130,6 +132,53 @@ def test_members_that_start_from_one_noise_have_the_same_own_noise(linear_policy
     assert_close(rows.noise, torch.stack(starts).repeat_interleave(3, 0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("plan", [Deterministic(), AllSteps()], ids=["flow", "drawn"])
+def test_on_its_path_a_sample_is_noised_into_the_states_it_went_through(plan, dtype, linear_policy):
+    class Rounding(linear_policy):
+        latent_dtype = dtype
+
+    kernel = FlowSDE() if plan.stochastic else None
+    rollout = Rollout(plan=plan, group_size=2, steps=5, kernel=kernel)
+    forest = grow(Rounding(), PROMPTS, ROOTS, rollout, seed=0, iteration=4, keep_states=True)
+    objective = Forward(rule=Weighted(), sigmas=Grid(num_sigmas=5), noise="path")
+    rows = objective.experience(forest, ones(forest), seed=0, iteration=4)
+    x, sigma = objective.inputs(rows)
+    states = torch.stack([level.latents for level in forest.levels[:-1]], 1)  # chains of two prompts x two
+    assert_close(sigma.view(4, 5), rollout.sigmas()[:-1].expand(4, 5))
+    assert torch.equal(x.view(4, 5, 3)[:, 0], states[:, 0])  # at σ = 1 the initial noise itself
+    assert_close(x.view(4, 5, 3), states, atol=1e-6, rtol=0)
+    if dtype == torch.bfloat16:  # what the network sees is rounded again
+        assert torch.equal(x.to(dtype).float().view(4, 5, 3), states)
+    # The velocity that is asked for leads from the state straight to the sample.
+    assert_close(x - sigma[:, None] * (rows.noise - rows.x0), rows.x0, atol=1e-5, rtol=0)
+
+
+def test_fewer_levels_of_a_path_are_its_states_at_these_levels(linear_policy):
+    rollout = Rollout(plan=Deterministic(), group_size=2, steps=8)
+    forest = grow(linear_policy(), PROMPTS, ROOTS, rollout, seed=0, iteration=4, keep_states=True)
+    objective = Forward(rule=Weighted(), sigmas=Grid(num_sigmas=3, skip=2), noise="path")
+    rows = objective.experience(forest, ones(forest), seed=0, iteration=4)
+    x, sigma = objective.inputs(rows)
+    assert len(set(sigma.tolist())) > 3  # samples draw levels of their own
+    levels = {round(float(level.sigma[0]), 6): level for level in forest.levels}
+    for row in range(len(rows)):
+        state = levels[round(float(sigma[row]), 6)].latents[row // 3]
+        assert_close(x[row], state, atol=1e-6, rtol=0)
+    alone = grow(linear_policy(), PROMPTS, ROOTS[2:], rollout, seed=0, iteration=4, keep_states=True)
+    again = objective.experience(alone, ones(alone), seed=0, iteration=4)
+    assert torch.equal(again.noise, rows.noise[6:])
+
+
+def test_states_are_kept_for_objectives_that_read_them():
+    grid = Grid(num_sigmas=2)
+    found = {n: keeps_states(Forward(rule=Weighted(), sigmas=grid, noise=n)) for n in ("path", "rollout")}
+    assert found == {"path": True, "rollout": False}
+    assert keeps_states(RewardGradient(route={"kind": "one_step"})) and not keeps_states(ClippedRatio())
+    with pytest.raises(ValidationError, match=r"noise='path' has states at the rollout's levels alone"):
+        Forward(rule=Weighted(), noise="path")
+
+
 def test_own_noise_has_no_error_on_a_straight_flow_where_fresh_noise_has_the_variance(linear_policy):
     # A flow that moves all noise by the same way is straight: x0 = noise - 2, v = 2.
     class Straight(linear_policy):
@@ -172,3 +221,10 @@ def test_logit_normal_levels_have_normal_logits():
     assert abs(logits.mean() - 0.5) < 0.05 and abs(logits.std() - 0.7) < 0.05  # standard error .011
     plain, shifted = (LogitNormal(shift=s).draw(Address(0, "sigmas"), GRID) for s in (1.0, 3.0))
     assert_close(shifted, 3 * plain / (1 + 2 * plain))
+
+
+def test_logit_normal_levels_have_a_floor():
+    free, held = (LogitNormal(num_sigmas=200, shift=0.1, sigma_min=m) for m in (0.0, 0.1))
+    drawn = free.draw(Address(0, "sigmas"), GRID)
+    assert 0 < (drawn < 0.1).sum() < 200
+    assert_close(held.draw(Address(0, "sigmas"), GRID), drawn.maximum(torch.tensor(0.1)))

@@ -275,6 +275,73 @@ def test_crd_may_compare_by_cross_entropy():
     assert_close(terms_of(objective, VELOCITY)[0], -5 * (q * p.log() + (1 - q) * (1 - p).log()))
 
 
+def copies_by_hand(gain: torch.Tensor, r: torch.Tensor, counts: list[torch.Tensor]) -> torch.Tensor:
+    """5 (g - mean g - [r - mean r])² for beta = 1 and M = 5, means weighted over a prompt's rows of a level,
+    averaged over copies; by a loop.
+    """
+    terms = torch.zeros_like(gain)
+    for row in range(16):
+        mates = (PROMPT[row] == PROMPT) & (LEVEL[row] == LEVEL)
+        for count in counts:
+            p = count[mates] / count[mates].sum()
+            gap = gain[row] - (p * gain[mates]).sum() - (r[row] - (p * r[mates]).sum())
+            terms[row] += 5 * gap**2 / len(counts)
+    return terms
+
+
+def test_crd_may_centre_among_the_good_and_among_the_bad_samples():
+    objective = Forward(rule=Centred(temperature=0.1))
+    gain, r = log_ratio(objective), ADVANTAGE / 10 + 0.5
+    expected = copies_by_hand(gain, r, [(r / 0.1).exp(), (-r / 0.1).exp()])
+    terms, _ = terms_of(objective, VELOCITY)
+    assert_close(terms, expected)
+    plain, _ = terms_of(Forward(rule=Centred()), VELOCITY)
+    assert (terms - plain).abs().max() > 1e-3
+    hot, _ = terms_of(Forward(rule=Centred(temperature=1e7)), VELOCITY)
+    assert_close(hot, plain)
+    # Two numbers: g = 1 and 0, r = .8 and .2; one copy centres nearly at the first, the other at the second.
+    two = replace(ROWS, advantages=torch.tensor([[3.0], [-3.0]], dtype=torch.float64).repeat(8, 1))
+    two = replace(two.index(torch.tensor([0, 1])), step=torch.zeros(2, dtype=torch.int64))
+    g = {"error": torch.tensor([0.0, 1.0]).double(), "old_error": torch.ones(2).double()}
+    cold = Centred(temperature=1e-3).loss(g, two.advantages[:, 0], two)[0]
+    assert_close(cold, 5 * torch.tensor([0.0 + 0.4**2, 0.4**2 + 0.0]).double() / 2)
+
+
+def test_the_slope_of_weighted_centring_leaves_the_means_out():
+    objective = Forward(rule=Centred(temperature=0.1))
+    gain, r = log_ratio(objective), ADVANTAGE / 10 + 0.5
+    gap = torch.zeros(16, dtype=torch.float64)
+    for sign in (1, -1):
+        p = (sign * r / 0.1).exp()
+        gap += (gain - of_groups(p * gain) / of_groups(p) - r + of_groups(p * r) / of_groups(p)) / 2
+    assert_close(gradient_of(objective, VELOCITY), weighted_gradient(objective, VELOCITY, -2 * 5 * gap))
+
+
+def test_at_temperature_zero_crd_centres_in_the_pools_of_good_and_of_bad_samples():
+    objective = Forward(rule=Centred(temperature=0.0))
+    gain, r = log_ratio(objective), ADVANTAGE / 10 + 0.5
+    good, bad = (ADVANTAGE > 0).double(), (ADVANTAGE < 0).double()
+    assert_close(terms_of(objective, VELOCITY)[0], copies_by_hand(gain, r, [good, bad]))
+    # A pool without samples is the whole group.
+    better = replace(ROWS, advantages=ADVANTAGE.abs()[:, None])
+    r = ADVANTAGE.abs() / 10 + 0.5
+    whole = torch.ones(16, dtype=torch.float64)
+    assert_close(terms_of(objective, VELOCITY, better)[0], copies_by_hand(gain, r, [whole, whole]))
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        Centred(temperature=-1.0)
+
+
+def test_rows_of_weight_zero_do_not_move_weighted_means():
+    order = torch.cat([torch.arange(16), torch.tensor([3, 8])])
+    padded = replace(ROWS.index(order), weight=torch.cat([torch.ones(16), torch.zeros(2)]).double())
+    anchors = {name: v[order] for name, v in ANCHORS.items()}
+    for temperature in (0.0, 0.1):
+        objective = Forward(rule=Centred(temperature=temperature))
+        terms, _ = terms_of(objective, VELOCITY[order], padded, anchors)
+        whole, _ = terms_of(objective, VELOCITY)
+        assert_close(terms, torch.cat([whole, torch.zeros(2)]))
+
+
 def test_what_a_rule_compares_with_is_asked_for_once():
     pulls = (Pull(to="old", weight=1), Pull(to="reference", weight=1))
     assert Forward(rule=Ratio(), pulls=pulls).anchors == ("old", "reference")
@@ -285,13 +352,34 @@ def test_what_a_rule_compares_with_is_asked_for_once():
     assert [Forward(rule=r).unit for r in (PAIR.rule, group().rule, Centred())] == ["pair", "group", "group"]
 
 
-def test_an_elbo_at_the_data_is_refused():
-    with pytest.raises(ValidationError, match="infinite at sigma 0"):
-        Forward(
-            surrogate=Regression(weighting="elbo"),
-            rule=Weighted(),
-            sigmas={"sigma_min": 0.0, "kind": "stratified"},
-        )
+ELBO = Regression(weighting="elbo")
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "lowest"),
+    [
+        ({"kind": "stratified", "sigma_min": 0.0}, "0"),
+        ({"kind": "stratified", "sigma_min": 0.009}, "0.009"),
+        # 0.5 u / (1 - 0.5 u) of 0.012
+        ({"kind": "stratified", "sigma_min": 0.012, "shift": 0.5}, "0.0060362"),
+        ({"kind": "logit_normal"}, "0"),
+        ({"kind": "logit_normal", "sigma_min": 0.005}, "0.005"),
+    ],
+    ids=str,
+)
+def test_an_elbo_near_the_data_is_refused(sigmas, lowest):
+    with pytest.raises(ValidationError, match=f"may go down to {lowest}.*sigmas.sigma_min=0.01 or more"):
+        Forward(surrogate=ELBO, rule=Residual(), sigmas=sigmas)
+    above = sigmas | {"sigma_min": 0.02}
+    assert Forward(surrogate=ELBO, rule=Residual(), sigmas=above).sigmas.lowest >= 0.0099
+    assert Forward(rule=Residual(), sigmas=sigmas).sigmas.lowest < 0.01
+
+
+def test_an_elbo_of_one_model_alone_is_refused():
+    with pytest.raises(ValidationError, match=r"name weights in rule\.old"):
+        Forward(surrogate=ELBO, rule=Weighted())
+    for rule in (Weighted(old="old"), Ratio(old=None)):
+        Forward(surrogate=ELBO, rule=rule)
 
 
 def test_samples_of_a_pair_are_told_by_number():
@@ -308,6 +396,7 @@ def test_samples_of_a_pair_are_told_by_number():
         Preference(),
         Preference(among="group", stop_range=0.01, stop="ema"),
         Centred(),
+        Centred(temperature=0.1),
     ],
     ids=str,
 )

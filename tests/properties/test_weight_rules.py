@@ -52,7 +52,7 @@ def test_an_average_follows_the_policy_after_every_iteration():
     found = []
     for iteration in (1, 2, 3):
         after_update(weights, rules, iteration)
-        after_iteration(weights, rules, iteration)
+        after_iteration(weights, rules, iteration, iteration)
         found.append(value(weights, "slow"))
     assert found == [4, 6, 7]
     assert value(weights, "policy") == 8
@@ -62,7 +62,7 @@ def test_an_average_by_update_moves_with_updates_alone():
     weights, rules = weights_of(0.0), {"slow": WeightRule(update=EMA(ramp=0.25, decay=0.9, per="update"))}
     add_named(weights, rules)
     put(weights, 8.0)
-    after_iteration(weights, rules, 2)
+    after_iteration(weights, rules, 2, 2)
     assert value(weights, "slow") == 0
     after_update(weights, rules, 2)  # keeps .25 · 2
     assert value(weights, "slow") == 4
@@ -77,7 +77,7 @@ def test_a_copy_is_taken_every_so_often():
     for iteration in range(1, 8):
         put(weights, float(iteration))
         after_update(weights, rules, iteration)
-        after_iteration(weights, rules, iteration)
+        after_iteration(weights, rules, iteration, iteration)
         found.append(value(weights, "old"))
     assert found == [0, 0, 3, 3, 3, 6, 6]
 
@@ -88,7 +88,7 @@ def test_frozen_weights_stay_what_they_were():
     put(weights, 5.0)
     for count in range(1, 4):
         after_update(weights, rules, count)
-        after_iteration(weights, rules, count)
+        after_iteration(weights, rules, count, count)
     assert value(weights, "reference") == 2
 
 
@@ -100,7 +100,7 @@ def test_a_set_may_follow_another_set():
     weights = weights_of(0.0)
     add_named(weights, rules)
     put(weights, 8.0)
-    after_iteration(weights, rules, 1)
+    after_iteration(weights, rules, 1, 1)
     assert (value(weights, "old"), value(weights, "older")) == (8, 4)
 
 
@@ -126,7 +126,7 @@ def test_a_rounded_set_is_its_source_in_low_precision_from_the_start():
         weights.parameters["w"].copy_(torch.tensor([5.0, 2.0, -0.01]))
     after_update(weights, rules, 1)
     assert weights.tensors("cheap")["w"].tolist() == pytest.approx(held(10.0, 1.0, -3.3))
-    after_iteration(weights, rules, 1)
+    after_iteration(weights, rules, 1, 1)
     assert weights.tensors("cheap")["w"].tolist() == pytest.approx(held(5.0, 2.0, -0.01))
     assert weights.tensors("policy")["w"].tolist() == pytest.approx([5.0, 2.0, -0.01])
 

@@ -1,5 +1,7 @@
 """Network passes counted by hand: P=2 prompts, G=4 samples (TempFlow: 12), N=8 steps, B = P·G."""
 
+import math
+
 import pytest
 import torch
 
@@ -78,6 +80,17 @@ def test_an_iteration_takes_the_passes_of_the_closed_form(
     assert (line["evaluations"], line["backwards"]) == (evaluations, backwards)
     plan = batch_plan(recipe, load_policy(recipe))
     assert (plan.evaluations, plan.gradient_passes) == (evaluations, backwards)
+
+
+@pytest.mark.parametrize(("noise", "states"), [("rollout", 0), ("path", (N + 1) * B)])
+def test_states_that_a_forward_objective_reads_are_planned_for(noise, states, tiny_world):
+    recipe = small("diffusion-apo", {"objective.noise": noise})
+    policy = load_policy(recipe)
+    forest = collect(recipe, policy, load_prompts("training", "scenes")[:2], Processes(), iteration=0).forest
+    assert sum(len(level.latents) for level in forest.levels[:-1]) == max(states - B, 0)
+    # The sample and its noise at 3 levels, and every state.
+    size = 4 * math.prod(policy.latent_shape)
+    assert batch_plan(recipe, policy).stored_bytes == (2 * 3 * B + states) * size
 
 
 def test_branches_share_their_trunk(tiny_world, tmp_path):

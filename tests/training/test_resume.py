@@ -30,6 +30,7 @@ RECIPES = {
     "sol-rl": {},
     "euphonium": {},
     "diffusion-nft": {},
+    "v-grpo": {},  # an average that moves once an iteration of two updates
 }
 
 

@@ -28,6 +28,7 @@ OBJECTIVES = {
         surrogate=UNIFORM, rule=Preference(among="group", beta=3.0, stop_range=0.5), pulls=PULLS
     ),
     "centred": Forward(rule=Centred(), pulls=PULLS),
+    "centred by softmax": Forward(rule=Centred(temperature=0.05), pulls=PULLS),
     "sample": Forward(rule=Ratio(spans="sample"), pulls=PULLS),
     **{form: Balance(form=form) for form in ("kl", "squares", "ratio")},
 }
@@ -83,7 +84,7 @@ def _measured(objective, policy, rows, condition):
 
 
 @pytest.mark.parametrize("split", [(11, 13), (24, 0), (5, 9, 10)], ids=str)
-@pytest.mark.parametrize("name", ["pair", "group", "centred", "kl"])
+@pytest.mark.parametrize("name", ["pair", "group", "centred", "centred by softmax", "kl"])
 def test_groups_that_stand_on_several_processes_are_whole(name, split, linear_policy, tmp_path):
     objective, policy = OBJECTIVES[name], linear_policy((4,), torch.float64)
     rows, condition = experience(objective, policy)

@@ -28,6 +28,13 @@ class LinearPath(Part):
         level = over_latents(sigma, x0)
         return (1 - level) * x0 + level * noise
 
+    def noise(
+        self, x0: Float[Tensor, "B *L"], x: Float[Tensor, "B *L"], sigma: PerSample
+    ) -> Float[Tensor, "B *L"]:
+        """The noise under which `corrupt` gives x, to rounding, for σ > 0; at σ = 1 that is x itself."""
+        level = over_latents(sigma, x0)
+        return (x - (1 - level) * x0) / level
+
     def target(self, x0: Float[Tensor, "B *L"], noise: Float[Tensor, "B *L"]) -> Float[Tensor, "B *L"]:
         """The velocity a network is asked for at every point of the line."""
         return noise.to(working_dtype(x0)) - x0

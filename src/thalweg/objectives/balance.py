@@ -1,6 +1,7 @@
 """Softmax trajectory balance: TMPO (arXiv:2605.10983; MAIR-Lab-HUST/TMPO) and Uni-TMPO.
 
     s_i = Σ log p(x' | x) over the trained steps of path i,   p = softmax(c s),   q = softmax(b A) in a group
+        or Σ -<(x' - μ)²>, which the authors take with CPS                  `score: published`
 
     kl       KL(q || p) = Σ q_i (log q_i - log p_i)                 Uni-TMPO; gradient Σ (p_i - q_i) c ∇s_i
     squares  Σ (log p_i - log q_i)²                                 TMPO, the paper
@@ -9,12 +10,14 @@
              w = clip(exp(mean over steps of <δ z>), 1-r, 1+r)      their RatioNorm; 1 without `ratio_norm`
 
 The group's samples shall be drawn in proportion to exp(b A), so modes of equal reward stay.
-Log-probabilities are means over latent elements, which leaves p nearly uniform; c restores the scale. δ is
-how far a step's mean has moved since the rollout and z its drawn noise: <δ z> is the log-ratio without its
-bias -<δ²>/(2 std²), times std. A pull λ (s/S - s_ref/S)² over S steps may hold each path to a reference.
+Log-probabilities are means over latent elements, which leaves p nearly uniform; c restores the scale. The
+published score is 2 std² times the log-probability, up to a constant: steps of much noise count for more.
+δ is how far a step's mean has moved since the rollout and z its drawn noise: <δ z> is the log-ratio without
+its bias -<δ²>/(2 std²), times std. A pull λ (s/S - s_ref/S)² over S steps may hold each path to a reference.
 Shapes: B rows, n paths, ... latent axes.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -32,7 +35,13 @@ from thalweg.objectives.ratio import clipped, drift_scalars, transition_of
 from thalweg.objectives.segments import log_softmax_over, mean_over, segments, sum_over
 
 Form = Literal["kl", "squares", "ratio"]
+Score = Literal["log_prob", "published"]
 
+SCORES: Mapping[Score, Callable[[Tensor, Tensor], Tensor]] = {
+    "log_prob": lambda log_prob, std: log_prob,
+    "published": lambda log_prob, std: std.square() * (2 * log_prob + (2 * math.pi * std.square()).log()),
+}
+"""What a step adds to the score of its path, from its log-probability and standard deviation."""
 
 Paths = tuple[Float[Tensor, " n"], dict[str, Float[Tensor, " n"]]]
 
@@ -65,6 +74,8 @@ class Balance(Part):
     kind: Literal["balance"] = "balance"
     form: Form = "kl"
     """How p is brought to q."""
+    score: Score = "log_prob"
+    """s of a step: its log-probability, or without 1 / (2 std²) and constants as published."""
     reward_scale: PositiveFloat = 1.0
     """b: how much more often a better sample shall be drawn; acts on the advantage."""
     score_scale: PositiveFloat = 1.0
@@ -129,23 +140,26 @@ class Balance(Part):
         first = torch.zeros(len(samples), dtype=torch.int64).scatter(0, path, torch.arange(len(path)))
         group, given = segments(rows.prompt_slot[first]), rows.advantages.sum(1)[first].to(now.dtype)
 
-        def score(log_prob: Tensor) -> Tensor:
+        def over_paths(of_steps: Tensor) -> Tensor:
             empty = torch.zeros(len(samples), dtype=now.dtype)
-            return self.score_scale * empty.index_add(0, path, log_prob * rows.weight)
+            return self.score_scale * empty.index_add(0, path, of_steps * rows.weight)
 
-        log_p = log_softmax_over(score(now), group)
+        def scored(log_prob: Tensor) -> Tensor:
+            return SCORES[self.score](log_prob, rows.std.to(log_prob))
+
+        log_p = log_softmax_over(over_paths(scored(now)), group)
         log_q = log_softmax_over(self.reward_scale * given, group)
-        moved = score(now - rows.old_log_prob)
+        moved = over_paths(scored(now) - scored(rows.old_log_prob.to(now)))
         terms, report = FORMS[self.form](log_p, log_q, moved, group, self.clip_range)
         steps = torch.zeros(len(samples), dtype=now.dtype).index_add(0, path, rows.weight.to(now.dtype))
         steps = torch.where(steps == 0, 1, steps) * self.score_scale
         if self.ratio_norm:
-            along = (score(scalars["along_noise"].detach()) / steps).exp()
+            along = (over_paths(scalars["along_noise"].detach()) / steps).exp()
             terms = terms * along.clamp(1 - self.clip_range, 1 + self.clip_range)
         # Equal rewards say nothing about the shares: such a group is left as it is.
         terms = terms * (sum_over(given.abs(), group) > 0)
         if self.reference_weight > 0:
-            gap = score(now - scalars["reference_log_prob"].detach()) / steps
+            gap = over_paths(scored(now) - scored(scalars["reference_log_prob"].detach())) / steps
             terms = terms + self.reference_weight * gap.square()
             report["reference_gap"] = gap.detach()
         report = {name: u[path] for name, u in report.items()}

@@ -82,6 +82,16 @@ class ReadsMeans(Protocol):
 
 
 @runtime_checkable
+class ReadsStates(Protocol):
+    """An objective over finished samples that may ask for the states they went through."""
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the rollout must keep them."""
+        ...
+
+
+@runtime_checkable
 class VelocityField(Protocol):
     """The policy at the conditions of some rows, and what their samples are worth.
 
@@ -154,3 +164,10 @@ class PathwiseContract(Protocol):
 def keeps_mean(objective: ObjectiveContract | PathwiseContract) -> bool:
     """Whether the rollout must keep the means of trained steps for this objective."""
     return isinstance(objective, ReadsMeans) and objective.keeps_mean
+
+
+def keeps_states(objective: ObjectiveContract | PathwiseContract) -> bool:
+    """Whether the rollout must keep all states for this objective; pathwise ones start from them."""
+    if isinstance(objective, PathwiseContract):
+        return True
+    return isinstance(objective, ReadsStates) and objective.keeps_states

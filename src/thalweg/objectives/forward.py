@@ -28,16 +28,13 @@ from torch import Tensor
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.part import Part
 from thalweg.core.values import Samples
-from thalweg.flow import LinearPath
 from thalweg.objectives.advantage_map import AdvantageMap
 from thalweg.objectives.contract import Scalars, Unit
-from thalweg.objectives.forward_rows import Noise, samples
-from thalweg.objectives.rules import AnyRule
+from thalweg.objectives.forward_rows import PATH, Noise, samples
+from thalweg.objectives.rules import AnyRule, Weighted
 from thalweg.objectives.rules.contract import Error, Terms
-from thalweg.objectives.sigma_draw import Sigmas, Stratified
-from thalweg.objectives.surrogate import Region, Regression, Surrogate, squared
-
-PATH = LinearPath()
+from thalweg.objectives.sigma_draw import Grid, Sigmas, Stratified
+from thalweg.objectives.surrogate import ELBO_SIGMA_MIN, Region, Regression, Surrogate, squared
 
 
 class Pull(Part):
@@ -68,7 +65,9 @@ class Forward(Part):
     sigmas: Sigmas = Stratified()
     """The noise levels of a sample."""
     noise: Noise = "fresh"
-    """ε: drawn anew at every level, `one` for all levels, or the noise that the `rollout` started from."""
+    """ε: drawn anew at every level, `one` for all levels, the noise that the `rollout` started from, or, at
+    levels of its grid, what makes x the state on the sample's own `path`; the rollout keeps its states.
+    """
     shared_in_group: bool = False
     """Draw levels and noise once for all samples of a prompt, so that they can be compared."""
     corrective_weight: float = Field(default=0.0, ge=0)
@@ -76,12 +75,35 @@ class Forward(Part):
 
     @model_validator(mode="after")
     def _finite(self) -> "Forward":
-        elbo = isinstance(self.surrogate, Regression) and self.surrogate.weighting == "elbo"
-        if elbo and isinstance(self.sigmas, Stratified) and self.sigmas.sigma_min == 0:
+        if not self.is_elbo:
+            return self
+        # A grid's levels are those of the rollout, where recipes are checked.
+        if not isinstance(self.sigmas, Grid) and self.sigmas.lowest < ELBO_SIGMA_MIN:
             raise ValueError(
-                "surrogate.weighting='elbo' is infinite at sigma 0; give sigmas.sigma_min=0.01 or more"
+                f"surrogate.weighting='elbo' grows as 1/sigma, and sigmas '{self.sigmas.kind}' may go down "
+                f"to {self.sigmas.lowest:g}; give sigmas.sigma_min={ELBO_SIGMA_MIN} or more, after its shift"
+            )
+        if isinstance(self.rule, Weighted) and self.rule.old is None:
+            raise ValueError(
+                "surrogate.weighting='elbo' bounds log p up to an infinite constant, which only a difference "
+                "of two models cancels, and rule 'weighted' has none without `old`; name weights in "
+                "rule.old, or use another weighting"
             )
         return self
+
+    @model_validator(mode="after")
+    def _on_the_grid(self) -> "Forward":
+        if self.noise == "path" and not isinstance(self.sigmas, Grid):
+            raise ValueError(
+                f"noise='path' has states at the rollout's levels alone, and sigmas '{self.sigmas.kind}' "
+                "draws others; use sigmas={kind: grid}, or noise=rollout"
+            )
+        return self
+
+    @property
+    def is_elbo(self) -> bool:
+        """Whether errors are bounds of log p, which are infinite at σ = 0."""
+        return isinstance(self.surrogate, Regression) and self.surrogate.weighting == "elbo"
 
     @property
     def unit(self) -> Unit:
@@ -95,6 +117,11 @@ class Forward(Part):
     @property
     def anchors(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.rule.compared, *(pull.to for pull in self._acting))))
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the rollout must keep the states that its samples went through."""
+        return self.noise == "path"
 
     @property
     def _acting(self) -> tuple[Pull, ...]:

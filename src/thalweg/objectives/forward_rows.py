@@ -8,10 +8,15 @@ import torch
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.noise import Address, normals
 from thalweg.core.values import Samples
+from thalweg.flow import LinearPath
 from thalweg.objectives.sigma_draw import Sigmas
 
-Noise = Literal["fresh", "one", "rollout"]
-"""Drawn anew at every level, once for all levels, or the noise that the rollout started from."""
+PATH = LinearPath()
+
+Noise = Literal["fresh", "one", "rollout", "path"]
+"""Drawn anew at every level, once for all levels, the noise that the rollout started from, or what leads to
+the state that the rollout went through.
+"""
 
 
 def samples(
@@ -28,8 +33,9 @@ def samples(
     """Each leaf once for each noise level drawn for it; levels side by side.
 
     Shared in the group, all samples of a prompt have the same levels, and but for the rollout's own the same
-    noise: what is shared has one address. With corrected samples these follow, under the levels and the noise
-    of the samples they stand for.
+    noise: what is shared has one address. With `path` the levels are those of the rollout, which keeps its
+    states, and the noise is ε = (x - (1-σ) x0) / σ of the state x that the sample went through there. With
+    corrected samples these follow, under the levels and the noise of the samples they stand for.
     """
     leaves = forest.leaves
     identity = list(
@@ -50,6 +56,10 @@ def samples(
     elif noise == "rollout":
         own = [Address(seed, "initial", iteration, p, g) for p, g, _ in identity]
         drawn = normals(own, x0.shape[1:]).to(x0.device)[leaf]
+    elif noise == "path":
+        at = (forest.sigmas[leaf] == sigma.view(-1, 1)).int().argmax(1)
+        states = forest.paths[leaf.to(x0.device), at.to(x0.device)]
+        drawn = PATH.noise(x0[leaf], states, sigma.flatten())
     else:
         addresses = [
             Address(seed, "forward noise", iteration, p, g, path, i if noise == "fresh" else 0)

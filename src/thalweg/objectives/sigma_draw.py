@@ -18,7 +18,7 @@ from thalweg.core.part import Part
 Level = Annotated[float, Field(ge=0, le=1)]
 
 
-def _shifted(u: Float[Tensor, " n"], shift: float) -> Float[Tensor, " n"]:
+def _shifted(u: Float[Tensor, "*n"], shift: float) -> Float[Tensor, "*n"]:
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -33,6 +33,11 @@ class Stratified(Part):
     sigma_max: Level = 1.0
     shift: PositiveFloat = 1.0
     """S."""
+
+    @property
+    def lowest(self) -> float:
+        """No level is below it."""
+        return float(_shifted(torch.tensor(self.sigma_min, dtype=torch.float64), self.shift))
 
     def draw(self, address: Address, grid: Float[Tensor, " N"]) -> Float[Tensor, " n"]:
         places = (address.uniform((self.num_sigmas,)) + torch.arange(self.num_sigmas)) / self.num_sigmas
@@ -73,9 +78,17 @@ class LogitNormal(Part):
     std: PositiveFloat = 1.0
     shift: PositiveFloat = 1.0
     """S."""
+    sigma_min: Level = 0.0
+    """Levels below it, after the shift, are lifted to it."""
+
+    @property
+    def lowest(self) -> float:
+        """No level is below it."""
+        return self.sigma_min
 
     def draw(self, address: Address, grid: Float[Tensor, " N"]) -> Float[Tensor, " n"]:
-        return _shifted((self.mean + self.std * address.normal((self.num_sigmas,))).sigmoid(), self.shift)
+        drawn = (self.mean + self.std * address.normal((self.num_sigmas,))).sigmoid()
+        return _shifted(drawn, self.shift).clamp(min=self.sigma_min)
 
 
 Sigmas = Annotated[Stratified | Grid | LogitNormal, Field(discriminator="kind")]

@@ -24,6 +24,9 @@ FLOOR = 1e-5
 SMOOTHING = 1e-10
 """c of `huber`, as scxue/advantage_weighted_matching has it."""
 
+ELBO_SIGMA_MIN = 0.01
+"""Least noise level of `elbo`, whose weight grows as 1/σ without end."""
+
 Region = Float[Tensor, "B ..."] | None
 """m: how much each latent element counts; axes of length 1 stand for all. None: all alike."""
 

@@ -14,7 +14,7 @@ from thalweg.core.values import Metrics, Prompt
 from thalweg.credit import BlameCredit
 from thalweg.models import Policy
 from thalweg.models.sizes import decoded
-from thalweg.objectives.contract import PathwiseContract, keeps_mean
+from thalweg.objectives.contract import keeps_mean, keeps_states
 from thalweg.rewards import Reward, finished, score_all, score_steps, total, value_of
 from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Deterministic, Rollout, Root, grow, rank_agreement
@@ -56,7 +56,7 @@ def grow_here(
         seed=recipe.seed,
         iteration=iteration,
         keep_mean=keeps_mean(recipe.objective),
-        keep_states=isinstance(recipe.objective, PathwiseContract),
+        keep_states=keeps_states(recipe.objective),
         value=None if rollout.guidance is None else value_of(recipe.rewards, rollout.guidance.reward),
     )
 

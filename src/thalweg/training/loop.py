@@ -189,7 +189,7 @@ def iterate(
         fitted = fit_companions(recipe, policy, optimizers, forest, processes, state.iteration)
         learned = learn(recipe, policy, optimizers[POLICY], rows, condition, processes, state, worth)
     state.iteration += 1
-    after_iteration(policy.weights, recipe.weights, state.iteration)
+    after_iteration(policy.weights, recipe.weights, state.iteration, state.updates)
     after = (policy.passes.evaluations, policy.passes.backwards, policy.weights.padded_passes)
     passes = torch.tensor(after) - torch.tensor(before)
     processes.add([passes])

@@ -2,8 +2,9 @@
 
     name <- keep * name + (1 - keep) * source,    keep = min(start + ramp (n - delay), decay)
 
-and keep = 0 before the delay. n counts the policy's updates, or its iterations. In a recipe `update: slow`
-stands for one of the schedules in PRESETS, which come from DiffusionNFT, AWM and DGPO.
+and keep = 0 before the delay. n counts the policy's updates, also where an average moves only once an
+iteration, as the authors' codes count. In a recipe `update: slow` stands for one of the schedules in PRESETS,
+which come from DiffusionNFT, AWM, DGPO and CRD.
 """
 
 from collections.abc import Mapping
@@ -42,18 +43,18 @@ class EMA(Part):
     decay: float = Field(ge=0, le=1)
     """Largest share of itself that is kept."""
     ramp: float | None = Field(default=None, gt=0)
-    """How fast the kept share grows with n; None keeps `decay` from the start."""
+    """How fast the kept share grows with each update; None keeps `decay` from the start."""
     start: float = Field(default=0.0, ge=0, le=1)
     """The kept share that the ramp begins with."""
     delay: int = Field(default=0, ge=0)
-    """n up to which the source is copied."""
+    """Updates up to which the source is copied."""
     per: Literal["iteration", "update"] = "iteration"
-    """What n counts, and when the average moves."""
+    """When the average moves."""
 
-    def keep(self, count: int) -> float:
-        if count < self.delay:
+    def keep(self, updates: int) -> float:
+        if updates < self.delay:
             return 0.0
-        rising = self.start + (self.ramp or 0.0) * (count - self.delay)
+        rising = self.start + (self.ramp or 0.0) * (updates - self.delay)
         return self.decay if self.ramp is None else min(rising, self.decay)
 
 
@@ -83,17 +84,21 @@ class Trained(Part):
 
 
 Update = Annotated[Frozen | Copy | EMA | Rounded | Trained, Field(discriminator="kind")]
-PresetName = Literal["frozen", "copy", "slow", "fast", "delayed", "trailing"]
+PresetName = Literal["frozen", "offline", "copy", "slow", "fast", "delayed", "raised", "trailing"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"kind": "frozen"},
+    "offline": {"kind": "frozen"},
     "copy": {"kind": "copy"},
     "slow": {"kind": "ema", "ramp": 0.001, "decay": 0.5},
     "fast": {"kind": "ema", "ramp": 0.02, "decay": 0.99},
     "delayed": {"kind": "ema", "ramp": 0.0075, "decay": 0.999, "delay": 75},
+    "raised": {"kind": "ema", "start": 0.25, "ramp": 0.005, "decay": 0.999},
     "trailing": {"kind": "ema", "ramp": 0.001, "decay": 0.3},
 }
-"""Schedules by name; `trailing` is the fast average that AWM and DGPO step away from."""
+"""Schedules by name. `offline`, which keeps all of itself, is DiffusionNFT's word for `frozen`; `raised` is
+what CRD measures its implied rewards from, and `trailing` the fast average that AWM and DGPO step away from.
+"""
 
 
 def _preset(value: Any) -> Any:
@@ -138,11 +143,13 @@ def after_update(weights: NamedWeights, rules: dict[str, WeightRule], updates: i
             weights.blend(name, rule.source, rule.update.keep(updates))
 
 
-def after_iteration(weights: NamedWeights, rules: dict[str, WeightRule], iterations: int) -> None:
-    """Move what follows every iteration; `iterations` are done."""
+def after_iteration(
+    weights: NamedWeights, rules: dict[str, WeightRule], iterations: int, updates: int
+) -> None:
+    """Move what follows every iteration; so many iterations and updates are done."""
     for name, rule in rules.items():
         if isinstance(rule.update, EMA) and rule.update.per == "iteration":
-            weights.blend(name, rule.source, rule.update.keep(iterations))
+            weights.blend(name, rule.source, rule.update.keep(updates))
         if isinstance(rule.update, Copy) and iterations % rule.update.every == 0:
             weights.blend(name, rule.source, 0.0)
         if isinstance(rule.update, Rounded):

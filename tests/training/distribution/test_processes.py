@@ -84,6 +84,15 @@ def test_two_processes_train_as_one_does(name, tiny_world, tmp_path):
         assert line["samples_local"] == line["samples"] / 2
 
 
+def test_two_processes_noise_samples_into_the_same_states_of_their_paths_as_one(tiny_world, tmp_path):
+    on_path = {"objective.noise": "path", "objective.sigmas": {"kind": "grid", "num_sigmas": 2}}
+    recipe = small("elbo-epg", {"optim.micro_batch": 2, "rollout.micro_batch": 4, **PROPORTIONAL, **on_path})
+    train(recipe, tmp_path / "one")
+    on_processes(2, lambda: train(recipe, tmp_path / "two"))
+    assert_close_runs(tmp_path / "one", tmp_path / "two")
+    assert_same_movement(tmp_path / "one", tmp_path / "two", tiny_world)
+
+
 def test_each_process_draws_its_own_share_of_the_very_same_samples(tiny_world, tmp_path):
     def keep(images, prompts):
         folder = tmp_path / os.environ.get("WORLD_SIZE", "1")

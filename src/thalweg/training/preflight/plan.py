@@ -10,7 +10,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.values import Prompt
 from thalweg.models import Policy
 from thalweg.objectives import ChunkRatio
-from thalweg.objectives.contract import PathwiseContract, keeps_mean
+from thalweg.objectives.contract import PathwiseContract, keeps_mean, keeps_states
 from thalweg.training.data.sizes import of_all_sizes
 from thalweg.training.given import inverts
 from thalweg.training.recipe.schema import Recipe
@@ -127,8 +127,9 @@ def plan_of(
     )
     of_edge = 3 if keeps_mean(recipe.objective) else 2
     states = of_edge * stored if levels is None else round(2 * samples * of_sample)
-    if isinstance(recipe.objective, PathwiseContract):
-        states = samples * len(recipe.rollout.sigmas(recipe.seed, 0))
+    if keeps_states(recipe.objective):
+        of_ways = samples * len(recipe.rollout.sigmas(recipe.seed, 0))
+        states = of_ways if isinstance(recipe.objective, PathwiseContract) else states + of_ways
     size = latent_elements * torch.float32.itemsize
     return BatchPlan(
         prompts=prompts,

@@ -3,6 +3,7 @@
 from thalweg.credit import BlameCredit
 from thalweg.objectives import Forward
 from thalweg.objectives.sigma_draw import Grid
+from thalweg.objectives.surrogate import ELBO_SIGMA_MIN
 from thalweg.training.recipe.schema import Recipe
 
 
@@ -24,11 +25,23 @@ def forward(objective: Forward, recipe: Recipe) -> list[str]:
             f"objective.corrective_weight: corrected rows stand by themselves, and the rule "
             f"'{objective.rule.kind}' spans several; use implicit, weighted or residual, or 0"
         )
+    if recipe.rollout.given and objective.noise == "path":
+        problems.append(
+            "objective.noise='path': the samples of rollout.given have no path; use noise=rollout, or leave "
+            "rollout.given out"
+        )
     if isinstance(sigmas, Grid):
-        levels = len(sigmas.candidates(len(recipe.rollout.sigmas(recipe.seed, 0)) - 1))
-        if sigmas.num_sigmas > levels:
+        grid = recipe.rollout.sigmas(recipe.seed, 0)[:-1]
+        levels = sigmas.candidates(len(grid))
+        if sigmas.num_sigmas > len(levels):
             problems.append(
-                f"objective.sigmas.num_sigmas={sigmas.num_sigmas}: the rollout has only {levels} levels to "
-                "draw from; give fewer, a larger noisy_fraction, or a smaller skip"
+                f"objective.sigmas.num_sigmas={sigmas.num_sigmas}: the rollout has only {len(levels)} levels "
+                "to draw from; give fewer, a larger noisy_fraction, or a smaller skip"
+            )
+        lowest = min((float(grid[at]) for at in levels), default=1.0)
+        if objective.is_elbo and lowest < ELBO_SIGMA_MIN:
+            problems.append(
+                f"objective.surrogate.weighting='elbo' grows as 1/sigma, and the rollout has a level of "
+                f"{lowest:.2g}; give a smaller noisy_fraction, so that all are {ELBO_SIGMA_MIN} or more"
             )
     return problems
