@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -119,6 +120,17 @@ def test_a_signal_to_the_whole_group_saves_the_run_and_leaves_no_process(tmp_pat
         os.killpg(group.pid, signal.SIGKILL)
         pytest.fail("a process of the group is still there after a minute")
     assert load_run(tmp_path / "diffusion-nft-3").checkpoints
+
+
+def test_a_run_whose_process_is_killed_is_named(tmp_path):
+    def kill_when_it_trains():
+        wait_for_training(tmp_path / "diffusion-nft-3")
+        (run,) = multiprocessing.active_children()
+        run.kill()
+
+    threading.Thread(target=kill_when_it_trains, daemon=True).start()
+    with pytest.raises(UserError, match="diffusion-nft-3: its process ended without a word"):
+        bench(["diffusion-nft"], [3], 1e6, tmp_path, SMALL)
 
 
 def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(tmp_path):

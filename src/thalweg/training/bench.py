@@ -6,10 +6,9 @@ interrupted goes on.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -196,24 +195,39 @@ def _is_finished(folder: Path, cpu_seconds: float) -> bool:
 
 
 def _in_its_own_process(folder: Path, recipe: Recipe) -> None:
-    """Its peak of memory is then its own. Ctrl-C and SIGTERM let it save and stop; it ends after its one task
-    even where a signal to the whole group has ended those that would tell it to.
+    """Its peak of memory is then its own. Ctrl-C and SIGTERM let it save and stop, also where a signal to the
+    whole group ends the server that started it.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["thalweg.training.loop"])
-    pool = ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1)
-    with StopRequest() as stop, pool as processes:
-        running = processes.submit(_go_on, folder, recipe)
-        while wait([running], timeout=1).not_done:
+    report, end = context.Pipe(duplex=False)
+    process = context.Process(target=_report_of, args=(folder, recipe, end))
+    with StopRequest() as stop:
+        process.start()
+        end.close()
+        while not report.poll(1):
             if stop.requested():
-                for child in active_children():
-                    child.terminate()
+                process.terminate()
         try:
-            running.result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"{folder}: its process was killed, perhaps for memory; the same command goes on"
-            ) from None
+            problem = report.recv()
+        except EOFError:
+            problem = UserError(
+                f"{folder}: its process ended without a word, perhaps killed for memory, unless a traceback "
+                "stands above; the same command goes on"
+            )
+        process.join()
+    if problem is not None:
+        raise problem
+
+
+def _report_of(folder: Path, recipe: Recipe, end: Connection) -> None:
+    """Send what is wrong with what was asked, or None."""
+    try:
+        _go_on(folder, recipe)
+    except UserError as problem:
+        end.send(problem)
+    else:
+        end.send(None)
 
 
 def _go_on(folder: Path, recipe: Recipe) -> None:
