@@ -60,7 +60,7 @@ def test_the_two_slopes_are_taken_at_their_own_samples():
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
 def test_final_slopes_vary_as_the_samples_of_a_state_do_and_one_step_slopes_not_at_all(level):
-    # Reward x0²/2, g = x0 or x̂0. Given x, x0 has mean (1-σ) x/D and variance σ²/D, which grows with σ.
+    # Reward x0²/2: g = x0 or x̂0; given x, x0 has mean (1-σ) x/D and variance σ²/D, more with more noise.
     class Bent(Gaussian):
         def reward(self, latents, wording="{}"):
             return latents.square().flatten(1).sum(1) / 2
