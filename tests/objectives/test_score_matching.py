@@ -80,12 +80,12 @@ def test_final_slopes_vary_as_the_samples_of_a_state_do_and_one_step_slopes_not_
         g = torch.stack(each) / (2 * 3.0 * (1 - level))
         assert float((mass * g).sum()) == pytest.approx(mean)
         assert float((mass * (g - mean) ** 2).sum()) == pytest.approx(variance, abs=1e-12)
-    # The adjoint of a straight path is the final slope times (1-σ)/D: less varied than it near noise.
+    # Along the flow x0 = x/√D, so the adjoint is the final slope over √D: more varied than it is.
     steps = torch.linspace(level, 0, 201, dtype=torch.float64)
     before = torch.cat([steps[:1] + 1e-3, steps]).expand(6, -1)
     way = paths(torch.zeros(6, 202, 1, dtype=torch.float64), before)
     lean = adjoints(Bent(0.0, reference=0.0), "reference", way, x0[:, None])[0][:, 0]
-    factor = (1 - level) / size
+    factor = size**-0.5
     assert float((mass * lean).sum()) == pytest.approx(factor * mean, rel=0.02)
     found = float((mass * (lean - (mass * lean).sum()) ** 2).sum())
     assert found == pytest.approx(factor**2 * level**2 / size, rel=0.04)
