@@ -13,8 +13,9 @@ from torch.testing import assert_close
 
 from objectives.nonlinear_field import NonlinearField, paths, slope_by_differences, slope_of
 from thalweg.flow import CPS, DDIM, Euler, FlowSDE, Uniform
-from thalweg.objectives import AdjointMatching, AdjointMatchingODE
+from thalweg.objectives import AdjointMatching, AdjointMatchingODE, RewardGradient
 from thalweg.objectives.adjoint import adjoints, memory_of_noise, reward_slope
+from thalweg.objectives.routes import OneStep
 from thalweg.rewards.pixels import Brightness
 from thalweg.rollout import AllSteps, Deterministic, Rollout, Root, grow
 from thalweg.training.backward import backward
@@ -138,6 +139,34 @@ def test_the_target_of_the_ode_is_the_adjoint_over_the_cost():
         terms, report = AdjointMatchingODE(cost=2.0).path_loss(field, rows)
         assert_close(terms.detach(), torch.full((2,), (theta + K / 2.0) ** 2, dtype=torch.float64))
         assert_close(report["adjoint_size"], torch.full((2,), K, dtype=torch.float64))
+
+
+def test_at_the_reference_adjoint_matching_costs_the_squared_adjoint_times_the_noise():
+    # g² a² an instant, g² = 2σ/(1-σ); each look counts its own step, here of length h = 1/200.
+    rows = replace(
+        chain(Gaussian(0.0, reference=0.0), DDIM(), 200), chosen=torch.tensor([[60, 100, 150]] * 4)
+    )
+    field = Gaussian(0.0, reference=0.0)
+    terms, _ = AdjointMatching(reward_weight=3.0, num_steps=3).path_loss(field, rows)
+    sigma = torch.tensor([0.7, 0.5, 0.25], dtype=torch.float64)
+    adjoint = -3 * K * (1 - sigma) / spread(sigma)
+    expected = (2 * sigma / (1 - sigma) * adjoint**2 / 200).mean()
+    assert_close(terms.detach(), expected.expand(4), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("level", [0.1, 0.6])
+def test_of_the_last_step_alone_the_flows_adjoint_is_refl_over_cost_and_step(level):
+    # 2/d (v_θ - v_ref + r'/c) dv against σ r' dv, over d = 3 elements, at v_θ = v_ref.
+    field, x = NonlinearField(0.7, reference=0.7, policy=0.7), normal(2, 3)
+    sigma = torch.full((2,), level, dtype=torch.float64)
+    x0 = x - level * field.of(field.theta.detach(), x, sigma)
+    last = paths(torch.stack([x, x0], 1), torch.tensor([[level, 0.0]] * 2, dtype=torch.float64))
+    objective = AdjointMatchingODE(cost=4.0, num_steps=1)
+    found = slope_of(lambda: objective.path_loss(field, last)[0].sum(), field)
+    refl, late = RewardGradient(route=OneStep()), paths(x[:, None], sigma[:, None])
+    of_refl = slope_of(lambda: refl.path_loss(field, late)[0].sum(), field)
+    assert abs(found) > 1e-3
+    assert_close(found, 2 / (3 * 4.0 * level) * of_refl)
 
 
 def test_the_shift_of_a_target_is_held_to_the_largest():

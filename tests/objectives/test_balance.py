@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from objectives.test_drift import J, S, drifted
 from thalweg.core.values import Transitions
-from thalweg.objectives import Balance
+from thalweg.objectives import Balance, ClippedRatio
 
 PATH = torch.arange(6).repeat_interleave(2)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -101,6 +101,57 @@ def test_two_paths_are_a_logistic_comparison():
     score = NOW[:4].view(2, 2).sum(1)
     better, q = torch.sigmoid(score[0] - score[1]), torch.sigmoid(REWARD[0] - REWARD[1])
     assert_close(log_prob.grad, (better - q) * torch.tensor([1.0, 1, -1, -1]).double())
+
+
+@pytest.mark.parametrize("form", ["kl", "squares", "ratio"])
+def test_without_a_scale_of_the_reward_every_path_is_wanted_alike(form):
+    # b -> 0: q = 1/3 for each, so with p the shares of today the slopes are those of its entropy alone.
+    p = shares(SCORE)
+    gap = (3 * p).log()
+    expected = {
+        "kl": (p - 1 / 3) / 2,
+        "squares": (gap - p * gap.sum(1, keepdim=True)),
+        "ratio": gap / 6,
+    }
+    start = replace(ROWS, old_log_prob=NOW)
+    found = slopes(Balance(form=form, reward_scale=1e-12), rows=start)
+    assert_close(found, expected[form], rtol=1e-9, atol=1e-9)
+
+
+FIVE_MODES = torch.tensor([0.6, 0.2, 0.1, 0.05, 0.05], dtype=torch.float64)
+WORTH = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+
+
+def trained_on_five_modes(objective, rate: float, weight=None) -> torch.Tensor:
+    """The shares of five modes, of which four are worth the same, once a table of logits has learnt from
+    groups of one path to each, of one step.
+    """
+    logits, mode = FIVE_MODES.log().requires_grad_(), torch.arange(5)
+    rows = replace(
+        ROWS.index(torch.zeros(5, dtype=torch.int64)), advantages=WORTH[:, None], sample=mode, parent=mode
+    )
+    for _ in range(120):
+        log_prob = logits.log_softmax(0)
+        share = log_prob.detach().exp() if weight == "shares" else torch.ones(5, dtype=torch.float64)
+        given = replace(rows, old_log_prob=log_prob.detach(), weight=share)
+        terms, _ = objective.loss({"log_prob": log_prob}, given)
+        (slope,) = torch.autograd.grad(terms.sum(), logits)
+        with torch.no_grad():
+            logits -= rate * slope
+    return logits.detach().softmax(0)
+
+
+@pytest.mark.parametrize(("form", "rate"), [("kl", 0.2), ("squares", 0.05), ("ratio", 0.2)])
+def test_modes_that_are_worth_the_same_are_all_kept(form, rate):
+    found = trained_on_five_modes(Balance(form=form, reward_scale=2.0), rate)
+    assert_close(found, (2 * WORTH).softmax(0), rtol=0, atol=1e-3)
+
+
+def test_climbing_the_reward_alone_lets_rare_modes_die_out():
+    # Rows that count by the shares of their modes give the exact slope of the mean reward: that of a logit is
+    # its share times its advantage, so what is drawn more often grows faster.
+    found = trained_on_five_modes(ClippedRatio(clip_range=10.0), 2.0, weight="shares")
+    assert found[0] > FIVE_MODES[0] and found[3] / found[0] < 0.9 * FIVE_MODES[3] / FIVE_MODES[0]
 
 
 def test_rows_that_pad_count_nowhere():

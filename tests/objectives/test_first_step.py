@@ -15,6 +15,7 @@ from objectives.forward_rows_of_two_prompts import (
     weighted_gradient,
 )
 from thalweg.objectives import Forward
+from thalweg.objectives.advantage_map import AdvantageMap
 from thalweg.objectives.rules import Centred, Implicit, Preference, Ratio, Residual, Weighted
 from thalweg.objectives.surrogate import Huber, Regression
 from thalweg.training.recipe.load import load_recipe, recipe_names
@@ -62,6 +63,15 @@ def test_the_first_step_goes_along_the_advantage_times_the_slope_of_the_error(na
     objective = OBJECTIVES[name]
     got = gradient_of(objective, V_OLD, anchors=HERE)
     assert_close(got, weighted_gradient(objective, V_OLD, FACTORS[name]), rtol=1e-9, atol=1e-9)
+
+
+def test_the_first_step_of_v_grpo_with_soft_advantages_goes_along_their_tanh():
+    v_grpo = OBJECTIVES["v-grpo"]
+    for limit in (0.5, 3.0):
+        soft = AdvantageMap(shape="tanh", limit=limit)
+        objective = v_grpo.model_copy(update={"advantage": soft})
+        slope = weighted_gradient(objective, V_OLD, limit * torch.tanh(ADVANTAGE / limit))
+        assert_close(gradient_of(objective, V_OLD, anchors=HERE), slope, rtol=1e-9, atol=1e-9)
 
 
 SURROGATES = [

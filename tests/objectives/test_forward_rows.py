@@ -16,6 +16,7 @@ from thalweg.objectives.rules import Weighted
 from thalweg.objectives.sigma_draw import Grid, LogitNormal, Stratified
 from thalweg.objectives.surrogate import Regression
 from thalweg.rollout import AllSteps, Deterministic, Rollout, Root, grow
+from thalweg.training.recipe.load import load_recipe
 
 PROMPTS = (Prompt("a", {"shift": 0.0}), Prompt("b", {"shift": 3.0}))
 GRID = torch.linspace(1, 0.125, 8)
@@ -95,6 +96,26 @@ def test_what_a_group_shares_are_levels_and_noise(linear_policy):
     assert torch.equal(sigma[:, 0], sigma[:, 1]) and torch.equal(noise[:, 0], noise[:, 1])
     assert not torch.isclose(sigma[0], sigma[1]).any()
     assert len(set(noise[:, 0].flatten().tolist())) == 18  # levels and prompts have noise of their own
+
+
+def test_shared_levels_and_noise_make_the_errors_of_a_group_comparable(linear_policy):
+    # V-GRPO's mean error of a sample; its spread over a group, in units of its mean. With many latent
+    # elements the sample and its noise average out, and levels that differ are most of it.
+    policy, levels = linear_policy((4096,)), 4
+    rollout = Rollout(plan=Deterministic(), group_size=8, steps=8)
+    roots = [Root(slot, group, slot * 8 + group, 0) for slot in range(8) for group in range(8)]
+    forest = grow(policy, PROMPTS, roots, rollout, seed=0, iteration=0)
+    variation = {}
+    for shared in (False, True):
+        objective = load_recipe("v-grpo").objective.model_copy(update={"shared_in_group": shared})
+        rows = objective.experience(forest, ones(forest), seed=0, iteration=0)
+        x, sigma = objective.inputs(rows)
+        with torch.no_grad():
+            velocity = policy.velocity(x, sigma, forest.condition.index(rows.condition))
+        errors = objective.surrogate.error(velocity - (rows.noise - rows.x0), sigma)
+        of_samples = errors.view(8, 8, levels).mean(2)  # prompt, member
+        variation[shared] = (of_samples.std(1) / of_samples.mean(1)).mean()
+    assert variation[True] < 0.6 * variation[False]
 
 
 @pytest.mark.parametrize("shared", [False, True])

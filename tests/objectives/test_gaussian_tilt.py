@@ -30,6 +30,11 @@ def expected_slope(
     """d E[L | x] / d velocity at (x, σ), where the policy's velocity is `found`; the old policy's is the
     base.
     """
+    return moments(objective, x, sigma, found, reward)[0]
+
+
+def moments(objective: Forward, x: float, sigma: float, found: float, reward=lambda x0: K * x0):
+    """Mean and variance over x0 given x of the slope of a row's term."""
     spread = (1 - sigma) ** 2 + sigma**2
     x0 = (1 - sigma) * x / spread + sigma / spread**0.5 * NODES  # x0 given x is normal
     count = len(x0)
@@ -50,7 +55,10 @@ def expected_slope(
     assert_close(at, torch.full_like(at, x))
     scalars = objective.measure(rows, at, velocity, {"old": anchor, "reference": anchor})
     objective.loss(scalars, rows)[0].sum().backward()
-    return float(velocity.grad.sum())
+    share = rows.weight
+    slopes = velocity.grad[:, 0] / share
+    mean = float((share * slopes).sum())
+    return mean, float((share * (slopes - mean) ** 2).sum())
 
 
 POINTS = [(0.3, 0.2), (-1.1, 0.5), (2.0, 0.9)]
@@ -102,3 +110,43 @@ def test_a_constant_anchor_wants_the_flow_of_the_reweighted_density(x, sigma):
 def test_the_same_advantage_for_all_moves_a_calibrated_policy_nowhere_on_average(objective, x, sigma):
     slope = expected_slope(objective, x, sigma, base(x, sigma), reward=torch.ones_like)
     assert slope == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("x", "sigma"), POINTS)
+def test_an_anchor_has_the_mean_slope_of_the_regression_and_none_of_its_variance(x, sigma):
+    # Var[v | x] = 1/D, and the slope of <(x̂0 - x0)²> is 2 σ² (v_θ - v).
+    spread, away = (1 - sigma) ** 2 + sigma**2, base(x, sigma) + 0.3
+    x_space = Regression(weighting="x")
+    regression = Forward(surrogate=x_space, rule=Weighted())
+    anchor = Forward(
+        surrogate=x_space, rule=Weighted(), pulls=(Pull(to="old", weight=1.0, space="surrogate"),)
+    )
+    mean, variance = moments(regression, x, sigma, away, torch.ones_like)
+    assert (mean, variance) == pytest.approx((0.6 * sigma**2, 4 * sigma**4 / spread))
+    held, noise = moments(anchor, x, sigma, away, torch.zeros_like)
+    assert held == pytest.approx(mean) and noise < 1e-20
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+@pytest.mark.parametrize(("x", "sigma"), POINTS)
+def test_nft_of_nothing_but_good_samples_stays_on_average_and_is_noisy(x, sigma, beta):
+    # r = 1: M/β |v+ - v|², whose slope at v_old is 2 M (v_old - v); with r = 1/2 it cancels in each row.
+    nft, at = Forward(surrogate=UNIFORM, rule=Implicit(beta=beta, advantage_max=5.0)), base(x, sigma)
+    spread = (1 - sigma) ** 2 + sigma**2
+    mean, variance = moments(nft, x, sigma, at, lambda x0: 5 * torch.ones_like(x0))
+    assert mean == pytest.approx(0, abs=1e-10)
+    assert variance == pytest.approx(4 * 25 / spread)
+    assert moments(nft, x, sigma, at, torch.zeros_like) == (0, 0)
+
+
+@pytest.mark.parametrize(("x", "sigma"), POINTS)
+def test_the_covariance_estimates_the_tilt_with_a_variance_where_slopes_have_none(x, sigma):
+    # x0 = m + s n with s² = σ²/D, and v - v_old = -s n/σ: k (m + s n) (-s n/σ) has mean -k σ/D and variance
+    # k² (m²/D + 2 σ²/D²). Slopes of k x0 are k in every sample.
+    pulls = (Pull(to="old", advantage_weight=-1), Pull(to="reference", weight=1))
+    ram = Forward(surrogate=UNIFORM, rule=Weighted(), pulls=pulls)
+    spread = (1 - sigma) ** 2 + sigma**2
+    m = (1 - sigma) * x / spread
+    mean, variance = moments(ram, x, sigma, base(x, sigma))
+    assert mean == pytest.approx(2 * K * sigma / spread)
+    assert variance == pytest.approx(4 * K**2 * (m**2 / spread + 2 * sigma**2 / spread**2))

@@ -251,6 +251,19 @@ def test_direct_align_keeps_its_levels_apart_and_below_the_largest(linear_policy
         assert_close(rows[0].states[0], forest.paths[0, [0, -1]])
 
 
+@pytest.mark.parametrize("high", [0.3, 0.9])
+def test_direct_align_down_to_the_data_is_refl_from_the_upper_level(high):
+    ends, field = normal(2, 2, 3), NonlinearField()
+    state = high * ends[:, :1] + (1 - high) * ends[:, 1:]
+    aligned = paths(ends, levels((high, 0.0), (high, 0.0)))
+    late = paths(state, levels((high,), (high,)))
+    clean = state[:, 0] - high * field.of(field.theta.detach(), state[:, 0], aligned.sigmas[:, 0])
+    assert_close(DirectAlign().follow(field, aligned)[0].detach(), clean)
+    found = slope_of(loss_of(RewardGradient(route=DirectAlign()), field, aligned), field)
+    assert abs(found) > 1e-3
+    assert_close(found, slope_of(loss_of(RewardGradient(route=OneStep()), field, late), field))
+
+
 def test_a_relative_reward_of_one_wording_is_k_times_it():
     rows = paths(normal(2, 2, 3), levels((0.8, 0.7), (0.4, 0.38)))
     field, x0 = NonlinearField(), normal(2, 3)

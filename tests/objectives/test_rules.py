@@ -29,8 +29,9 @@ from objectives.forward_rows_of_two_prompts import (
     weighted_gradient,
 )
 from thalweg.objectives import Forward
+from thalweg.objectives.advantage_map import AdvantageMap
 from thalweg.objectives.forward import Pull
-from thalweg.objectives.rules import Centred, Preference, Ratio, Residual, Weighted
+from thalweg.objectives.rules import Centred, Implicit, Preference, Ratio, Residual, Weighted
 from thalweg.objectives.surrogate import Regression
 
 UNIFORM = Regression(weighting="uniform")
@@ -130,6 +131,17 @@ def test_ram_regresses_on_the_references_velocity_plus_the_advantage_times_the_m
     target = V_REF + ADVANTAGE.view(-1, 1, 1) * (TARGET - V_OLD)
     mean((velocity - target) ** 2).sum().backward()
     assert_close(gradient_of(ram, VELOCITY), velocity.grad)
+
+
+def test_ram_from_the_old_policy_is_nft_whose_beta_is_one_over_its_strength():
+    # k [A |v_θ - v|² + (1/k - A) |v_θ - v_old|²], with A = (2r - 1) M of NFT.
+    strength, limit = 2.0, 5.0
+    pulls = (Pull(to="old", advantage_weight=-1), Pull(to="old", weight=1))
+    ram = Forward(surrogate=UNIFORM, advantage=AdvantageMap(scale=strength), rule=Weighted(), pulls=pulls)
+    nft = Forward(surrogate=UNIFORM, rule=Implicit(beta=1 / (strength * limit), advantage_max=limit))
+    found = gradient_of(ram, VELOCITY)
+    assert found.abs().max() > 0.1
+    assert_close(found, strength * gradient_of(nft, VELOCITY))
 
 
 @pytest.mark.parametrize("weighting", ["x", "adaptive"])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -14,6 +15,7 @@ from thalweg.core.values import Prompt
 from thalweg.credit.step_weight import step_weights
 from thalweg.flow import FlowSDE, Uniform
 from thalweg.objectives import ClippedRatio, ScoreMatching
+from thalweg.objectives.adjoint import adjoints
 from thalweg.objectives.ratio import hinged
 from thalweg.rollout import BranchBudget, Deterministic, Rollout, Root, grow
 
@@ -54,6 +56,39 @@ def test_the_two_slopes_are_taken_at_their_own_samples():
         x, sigma = rows.states[every, step], LEVELS[every, step][:, None]
         guesses.append(x * (1 - sigma) / spread(sigma))  # x - σ v for data N(0, 1)
     assert_close(of["one_step"], torch.stack(guesses).square().mean(2).mean(0))
+
+
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_final_slopes_vary_as_the_samples_of_a_state_do_and_one_step_slopes_not_at_all(level):
+    # Reward x0²/2: g = x0 or x̂0; given x, x0 has mean (1-σ) x/D and variance σ²/D, more with more noise.
+    class Bent(Gaussian):
+        def reward(self, latents, wording="{}"):
+            return latents.square().flatten(1).sum(1) / 2
+
+    x, (nodes, mass) = 1.3, (torch.tensor(t) for t in np.polynomial.hermite_e.hermegauss(6))
+    mass, size = mass / mass.sum(), spread(level)
+    mean = (1 - level) * x / size
+    x0 = mean + level / size**0.5 * nodes
+    states = torch.stack([torch.full_like(x0, x), x0], 1)[..., None]
+    rows = paths(states, torch.tensor([[level, 0.0]] * 6, dtype=torch.float64))
+    rows = replace(rows, chosen=torch.zeros(6, 1, dtype=torch.int64))
+    for slope, variance in (("final", level**2 / size), ("one_step", 0.0)):
+        field = Bent(0.0, reference=0.0, policy=0.0)
+        terms, _ = ScoreMatching(slope=slope, strength=3.0, num_steps=1).path_loss(field, rows)
+        # At v_θ = v_ref the slope in θ is 2 b (1-σ) g.
+        each = [torch.autograd.grad(term, field.theta, retain_graph=True)[0] for term in terms]
+        g = torch.stack(each) / (2 * 3.0 * (1 - level))
+        assert float((mass * g).sum()) == pytest.approx(mean)
+        assert float((mass * (g - mean) ** 2).sum()) == pytest.approx(variance, abs=1e-12)
+    # Along the flow x0 = x/√D, so the adjoint is the final slope over √D: more varied than it is.
+    steps = torch.linspace(level, 0, 201, dtype=torch.float64)
+    before = torch.cat([steps[:1] + 1e-3, steps]).expand(6, -1)
+    way = paths(torch.zeros(6, 202, 1, dtype=torch.float64), before)
+    lean = adjoints(Bent(0.0, reference=0.0), "reference", way, x0[:, None])[0][:, 0]
+    factor = size**-0.5
+    assert float((mass * lean).sum()) == pytest.approx(factor * mean, rel=0.02)
+    found = float((mass * (lean - (mass * lean).sum()) ** 2).sum())
+    assert found == pytest.approx(factor**2 * level**2 / size, rel=0.04)
 
 
 @pytest.mark.parametrize("slope", ["final", "one_step"])

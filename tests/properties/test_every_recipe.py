@@ -12,7 +12,7 @@ from thalweg.models.miniature.policy import LoRA
 from thalweg.objectives import ChunkRatio, ClippedRatio, Forward, OnPolicyDistillation
 from thalweg.objectives.contract import PathwiseContract
 from thalweg.rewards import judges_steps, weights_of
-from thalweg.training.backward import backward, on_training_path
+from thalweg.training.backward import backward, measure, on_training_path
 from thalweg.training.collect import collect
 from thalweg.training.recipe.load import load_recipe, recipe_names
 from thalweg.training.weight_rules import add_named
@@ -143,6 +143,29 @@ def test_at_the_batch_shape_of_the_rollout_the_ratio_is_exactly_one(tiny_policy,
     rows, forest = collected(recipe, policy, prompts)
     report = backward(recipe.objective, policy, rows, forest.condition, 8, 1.0)
     assert report.ratio_deviation == 0
+
+
+@pytest.mark.parametrize("lora", [None, ADAPTER], ids=["whole", "adapter"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own noise", "shared noise"])
+@pytest.mark.parametrize("name", ["awm", "v-grpo"])
+def test_forward_ratios_to_stored_old_weights_are_one_before_the_first_update(
+    name, shared, lora, tiny_policy, prompts
+):
+    old = {"objective.rule.old": "old", "weights.old": {"update": {"kind": "copy"}}} if name == "awm" else {}
+    recipe = small(name, {"objective.shared_in_group": shared, **old})
+    policy = tiny_policy(recipe.model.model_copy(update={"lora": lora}))
+    rows, forest = collected(recipe, policy, prompts)
+    assert "old" in recipe.objective.anchors and rows.x0.dtype == torch.float32
+
+    def deviation() -> float:
+        scalars = measure(recipe.objective, policy, rows, forest.condition)
+        log_ratio = recipe.objective.loss(scalars, rows)[1]["log_ratio"]
+        assert log_ratio.dtype == torch.float32 and len(log_ratio) == len(rows)
+        return float((log_ratio.exp() - 1).abs().max())
+
+    assert deviation() < 1e-6
+    moved(policy)
+    assert deviation() > 1e-5  # the old weights stay
 
 
 def cost(name, forest) -> tuple[int, int]:

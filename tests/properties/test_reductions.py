@@ -9,14 +9,18 @@ from torch.testing import assert_close
 from thalweg.core.forest import Scores
 from thalweg.core.noise import Address
 from thalweg.core.processes import Processes
-from thalweg.core.values import Prompt, Transitions
+from thalweg.core.values import Prompt, Samples, Transitions
 from thalweg.credit import GroupCredit, ProcessCredit, Selection, TreeCredit
 from thalweg.flow import DanceSDE, FlowSDE, Uniform
 from thalweg.objectives import ClippedRatio
+from thalweg.objectives.advantage_map import AdvantageMap
 from thalweg.objectives.correction import Correction
+from thalweg.objectives.rules import Ratio, Weighted
+from thalweg.objectives.sigma_draw import Grid
 from thalweg.rollout import AllSteps, Deterministic, Guidance, Perturbation, Rollout, Root, Tree, grow
-from thalweg.training.backward import backward, on_training_path
+from thalweg.training.backward import backward, measure, on_training_path
 from thalweg.training.collect import collect
+from thalweg.training.recipe.load import load_recipe
 from thalweg.training.replay import Replay, ReplayBuffer
 from thalweg.training.weight_rules import add_named
 from training.small_runs import small
@@ -162,6 +166,40 @@ def test_bounds_that_do_not_follow_the_advantage_are_the_plain_clip(linear_polic
     still = Tree(branching=2, forks=(0, 2), noise_growth=0.0, fork_spread=1.0)
     same = Rollout(plan=still, group_size=4, seed_groups=1, **STEPS)
     assert_same_states(grown(linear_policy(), same), grown(linear_policy(), TREE))
+
+
+def test_v_grpo_of_all_levels_without_a_clip_is_epg_with_one_ratio_a_sample(linear_policy):
+    # On the policy of the rollout the ratio is 1, and the two are the same; later V-GRPO weighs all of a
+    # sample's levels by the ratio of their mean error, which each sample's own rows show.
+    alike = {"sigmas": Grid(num_sigmas=5), "shared_in_group": True, "pulls": (), "advantage": AdvantageMap()}
+    endless = load_recipe("v-grpo").objective.model_copy(
+        update={**alike, "rule": Ratio(clip_range=1e9, spans="sample")}
+    )
+    epg = load_recipe("elbo-epg").objective.model_copy(update=alike)
+    assert isinstance(epg.rule, Weighted) and epg.rule.log_ratio_weight == 0
+    assert epg.surrogate == endless.surrogate
+    policy = linear_policy((3,), torch.float64)
+    policy.weights.add("old")
+    forest = grown(policy, Rollout(plan=Deterministic(), group_size=4, steps=5))
+    rows = endless.experience(forest, assigned(GroupCredit(), forest), seed=0, iteration=0)
+    assert_close(rows.sigma.view(8, 5), forest.sigmas[:, :-1])  # every level of the rollout, for all
+    columns = {n: c.double() if c.is_floating_point() else c for n, c in vars(rows).items() if c is not None}
+    rows = Samples(**columns)
+    found = gradient(endless, policy, rows, forest.condition)
+    assert found.abs().max() > 1e-3
+    assert_close(found, gradient(epg, policy, rows, forest.condition), rtol=1e-10, atol=1e-12)
+
+    with torch.no_grad():
+        policy.bias += torch.tensor([0.3, -0.4, 0.2])
+    plain = epg.model_copy(update={"rule": Weighted(old="old", use_ratio=False)})
+    for sample in rows.sample.unique():
+        own = rows.index(rows.sample == sample)
+        with torch.no_grad():
+            scalars = measure(plain, policy, own, forest.condition)
+        ratio = float((scalars["old_error"] - scalars["error"]).mean().exp())
+        assert abs(ratio - 1) > 1e-3
+        expected = ratio * gradient(plain, policy, own, forest.condition)
+        assert_close(gradient(endless, policy, own, forest.condition), expected, rtol=1e-9, atol=1e-12)
 
 
 def replayed(rows, condition):

@@ -8,11 +8,13 @@ from thalweg.core.processes import Processes, connect, disconnect
 from thalweg.core.values import Prompt, Transitions, columns_of, without_latents
 from thalweg.flow import FlowSDE
 from thalweg.objectives import Balance, Forward
+from thalweg.objectives.contract import ReadsMeans
 from thalweg.objectives.forward import Pull
 from thalweg.objectives.rules import Centred, Preference, Ratio
 from thalweg.objectives.surrogate import Regression
 from thalweg.rollout import AllSteps, Rollout, Root, grow
 from thalweg.training.backward import backward
+from thalweg.training.recipe.load import load_recipe
 from thalweg.training.units import needed, together
 from training.several_processes import on_processes
 
@@ -30,18 +32,25 @@ OBJECTIVES = {
     "centred": Forward(rule=Centred(), pulls=PULLS),
     "centred by softmax": Forward(rule=Centred(temperature=0.05), pulls=PULLS),
     "sample": Forward(rule=Ratio(spans="sample"), pulls=PULLS),
-    **{form: Balance(form=form) for form in ("kl", "squares", "ratio")},
+    "kl": Balance(form="kl"),
+    "squares": Balance(form="squares"),
+    "ratio": load_recipe("tmpo").objective,
 }
 ALONE = Processes()
 WIDE = [name for name in OBJECTIVES if name != "sample"]
+ANYWHERE = [(11, 13), (24, 0), (5, 9, 10)]
+BETWEEN_SAMPLES = [(9, 15), (24, 0), (3, 12, 9)]  # 3 rows a sample
 
 
 def experience(objective, policy):
-    """Rows of 2 prompts x 4 samples in float64, and a policy between an old one, an average and a
-    reference.
+    """Rows of 2 prompts x 4 samples in float64, and a policy after an update, between an old one, an average
+    and a reference.
     """
-    forest = grow(policy, PROMPTS, ROOTS, ROLLOUT, seed=0, iteration=0)
+    keep_mean = isinstance(objective, ReadsMeans) and objective.keeps_mean
+    forest = grow(policy, PROMPTS, ROOTS, ROLLOUT, seed=0, iteration=0, keep_mean=keep_mean)
     rows = objective.experience(forest, forest.advantages(ADVANTAGES), seed=0, iteration=0)
+    with torch.no_grad():  # an update, so that ratios are not 1
+        policy.bias += torch.linspace(-0.5, 1.0, len(policy.bias))
     for name, offset in {"old": 0.02, "reference": -0.05, "ema": 0.03}.items():
         policy.weights.add(name)
         with torch.no_grad():
@@ -83,8 +92,11 @@ def _measured(objective, policy, rows, condition):
     return objective.measure(rows, x, policy.velocity(x, sigma, here), anchors)
 
 
-@pytest.mark.parametrize("split", [(11, 13), (24, 0), (5, 9, 10)], ids=str)
-@pytest.mark.parametrize("name", ["pair", "group", "centred", "centred by softmax", "kl"])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [(name, split) for name in WIDE for split in ANYWHERE] + [("sample", split) for split in BETWEEN_SAMPLES],
+    ids=str,
+)
 def test_groups_that_stand_on_several_processes_are_whole(name, split, linear_policy, tmp_path):
     objective, policy = OBJECTIVES[name], linear_policy((4,), torch.float64)
     rows, condition = experience(objective, policy)
@@ -145,13 +157,13 @@ def test_what_is_sent_to_other_processes_has_no_latents(linear_policy):
         assert_close(light.advantages, rows.advantages)
 
 
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_incomplete_group_has_another_gradient(name, linear_policy):
-    # What the tests above would see if a group were split.
+    # What the tests above would see if a group were split, or a sample.
     objective, policy = OBJECTIVES[name], linear_policy((4,), torch.float64)
     rows, condition = experience(objective, policy)
     whole, _ = gradient(objective, policy, rows, condition, 1000)
-    parts = [rows.index(part) for part in torch.arange(24).split(6)]
+    parts = [rows.index(part) for part in torch.arange(24).split(5 if name == "sample" else 6)]
     halves = [gradient(objective, policy, part, condition, 1000)[0] for part in parts]
     assert (torch.stack(halves).sum(0) - whole).abs().max() > 1e-4 * whole.abs().max()
 
