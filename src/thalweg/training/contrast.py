@@ -41,7 +41,7 @@ def without_contrast(
         if not equal:
             return None
         where = "the given samples of " + _named(equal[0], asked, reward, leaves)
-        others = f" (and of {len(equal) - 1} prompts more)" if len(equal) > 1 else ""
+        others = f" (and those of {len(equal) - 1} more)" if len(equal) > 1 else ""
         return f"{where}{others}, so none is preferred; use a reward that tells them apart, or other prompts"
     if processes.any(bool((rows.advantages != 0).any())):
         return None
