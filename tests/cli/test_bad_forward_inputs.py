@@ -196,10 +196,17 @@ def test_a_given_pair_without_a_preference_is_named(train, tmp_path, tiny_world,
     outcome = train("realalign", "rollout.group_size=2", "iterations=2", "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     (line,) = warnings_of(outcome)
-    assert f"the given samples of '{line.split("'")[1]}' earn the same" in line
-    assert line.split("'")[1] in {p.text for p in load_prompts("training", "scenes")}
+    prompt = line.split("'")[1]
+    assert f"the given samples of '{prompt}' earn the same" in line
+    assert prompt in {p.text for p in load_prompts("training", "scenes")}
     assert "(and those of 1 more)" in line  # of two prompts
     assert "tells them apart" in line and "group_size" not in line
+
+
+def test_prompts_that_no_picture_can_be_drawn_for_are_refused(train, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red square\n")
+    given = ["rollout.group_size=2", f"data.prompts={tmp_path / 'prompts.txt'}"]
+    refused(train("realalign", *given, "--out", tmp_path / "run"), "data.prompts", "'a red square' has no")
 
 
 def test_rewards_that_tell_samples_apart_earn_no_warning(train, tmp_path):

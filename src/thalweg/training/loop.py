@@ -92,9 +92,10 @@ def _run(
     prompts = open_prompts(recipe.data, recipe.model.world)
     held_out = held_out_prompts(recipe.data, recipe.evaluation, recipe.model.world, prompts)
     judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
-    if not isinstance(prompts, PromptStream):  # an embedded world's are never one
-        require_judged(prompts, judges, "data.prompts", by_task=False)
     own = set() if recipe.model.world is None else {recipe.model.world}
+    if not isinstance(prompts, PromptStream):  # an embedded world's are never one
+        draws = own if recipe.rollout.given else set()  # it reads what its judge does
+        require_judged(prompts, judges | draws, "data.prompts", by_task=False)
     require_judged(held_out, judges | own, "evaluation.prompts", by_task=True)
     known = held_out if isinstance(prompts, PromptStream) else [*prompts, *held_out]
     open_rewards(recipe.rewards, known)
