@@ -94,7 +94,17 @@ def test_a_run_that_was_stopped_is_no_result_and_goes_on(tmp_path):
 
 
 def test_a_signal_to_the_whole_group_saves_the_run_and_leaves_no_process(tmp_path):
-    command = [sys.executable, "-m", "thalweg", "bench", "diffusion-nft", "--cpu-seconds", "1e6", "--seeds", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "thalweg",
+        "bench",
+        "diffusion-nft",
+        "--cpu-seconds",
+        "1e6",
+        "--seeds",
+        "3",
+    ]
     group = subprocess.Popen([*command, "--out", tmp_path, *SMALL], start_new_session=True)
     wait_for_training(tmp_path / "diffusion-nft-3")
     os.killpg(group.pid, signal.SIGTERM)

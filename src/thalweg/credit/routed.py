@@ -4,7 +4,9 @@
 
 so that a bad sound does not push a good picture away. Rewards are normalised in the group one by one, and
 weighed after that. A part that hears none is refused: the authors' code falls back on the averaged reward
-there, and rewards that everyone hears, left out of `parts`, say that in the recipe. Where the rollout notes attention, elements count by it,
+there, and rewards that everyone hears, left out of `parts`, say that in the recipe.
+
+Where the rollout notes attention, elements count by it,
 
     L_m = sum_p a_p l_p / sum_p a_p,      a_p = w where p is among the most attended elements, else 1
 

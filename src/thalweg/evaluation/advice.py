@@ -220,7 +220,9 @@ def _no_variance(trains: Sequence[Line], draws_steps: bool, draws_samples: bool)
     remedy = "use rewards that tell given samples apart, or other prompts"
     if draws_samples:
         noise = " or `rollout.kernel.noise_level`" if draws_steps else ""
-        remedy = f"raise `rollout.group_size`{noise}, or train on prompts that are neither too easy nor too hard"
+        remedy = (
+            f"raise `rollout.group_size`{noise}, or train on prompts that are neither too easy nor too hard"
+        )
     return [
         f"`zero_variance_fraction` was {share:.0%} lately, so in most groups all images earn the same and "
         f"teach nothing: {remedy}."

@@ -1,13 +1,12 @@
 """A line where rewards tell no samples apart, so that an iteration teaches nothing.
 
 It is said in the 1st such iteration in a row, the 10th, the 100th. The run goes on: the policy stays what it
-is, later prompts may have better and worse samples, and a run under a budget ends with its evaluation. Shapes: B
-samples of all processes.
+is, later prompts may have better and worse samples, and a run under a budget ends with its evaluation.
+Shapes: B samples of all processes.
 """
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -42,7 +41,8 @@ def without_contrast(
             return None
         where = "the given samples of " + _named(equal[0], asked, reward, leaves)
         others = f" (and those of {len(equal) - 1} more)" if len(equal) > 1 else ""
-        return f"{where}{others}, so none is preferred; use a reward that tells them apart, or other prompts"
+        remedy = "use a reward that tells them apart, or other prompts"
+        return f"{where}{others}, so none is preferred; {remedy}"
     if processes.any(bool((rows.advantages != 0).any())):
         return None
     where = f"all samples of {_named(equal[0], asked, reward, leaves)}, and no" if equal else "no"

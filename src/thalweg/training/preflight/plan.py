@@ -42,7 +42,8 @@ class BatchPlan:
     weight_bytes: int
     """Policy, its gradients and optimizer state, and all named weights, on one process."""
     depends_on_rewards: bool
-    """Rewards may leave fewer passes in the update: of a group without variance, of samples not to correct."""
+    """Rewards may leave fewer passes in the update: of groups without variance, of samples not to correct.
+    """
 
     @property
     def evaluations(self) -> int:

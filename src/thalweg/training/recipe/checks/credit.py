@@ -110,8 +110,8 @@ def _routed(recipe: Recipe, credit: RoutedCredit) -> list[str]:
     ]
     of_samples = [reward.name for reward in finished(recipe.rewards)]
     problems += [
-        f"credit.parts: part {number} hears no reward and would learn nothing; name a reward there, or leave one "
-        "out of all parts, so that everyone hears it"
+        f"credit.parts: part {number} hears no reward and would learn nothing; name a reward there, or leave "
+        "one out of all parts, so that everyone hears it"
         for number, part in enumerate(credit.parts, 1)
         if not part and not credit.heard(part, of_samples)
     ]

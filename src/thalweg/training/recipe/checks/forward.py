@@ -38,10 +38,10 @@ def forward(objective: Forward, recipe: Recipe) -> list[str]:
 
 
 def _bounded(objective: Forward) -> list[str]:
-    """Pulls too weak for the worst samples that weighted regression pushes away (AdvantageFlow, arXiv:2605.26013).
+    """Pulls too weak for the samples that weighted regression pushes away (AdvantageFlow, arXiv:2605.26013).
 
-    In the surrogate's units a row's loss is (A + Σ (w + u A)) times a square, plus what is linear. With `old` the
-    ratio of a sample that is pushed away goes to 0, which ends the push.
+    In the surrogate's units a row's loss is (A + Σ (w + u A)) times a square, plus what is linear. With `old`
+    the ratio of a sample that is pushed away goes to 0, which ends the push.
     """
     pulls, shaped, rule = objective.acting_pulls, objective.advantage, objective.rule
     lowest, highest = shaped.bounds
@@ -54,7 +54,7 @@ def _bounded(objective: Forward) -> list[str]:
     if worst >= 0 or weight + worst > 0:
         return []
     return [
-        f"objective.pulls: a weight of {weight:g} in all, against advantages from {lowest:g} to {highest:g}, leaves "
-        "the loss of some samples unbounded below; give pulls of more weight, a smaller advantage.limit, or "
-        "advantage.side=positive"
+        f"objective.pulls: a weight of {weight:g} in all, against advantages from {lowest:g} to {highest:g}, "
+        "leaves the loss of some samples unbounded below; give pulls of more weight, a smaller "
+        "advantage.limit, or advantage.side=positive"
     ]
