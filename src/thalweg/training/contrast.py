@@ -48,8 +48,9 @@ def without_contrast(
     where = f"all samples of {_named(equal[0], asked, reward, leaves)}, and no" if equal else "no"
     noisier = " or rollout.kernel.noise_level" if recipe.rollout.plan.stochastic else ""
     return (
-        f"{where} prompt has better and worse samples, so this iteration's samples teach nothing; raise "
-        f"rollout.group_size{noisier}, or use a finer reward or prompts that are neither too easy nor too hard"
+        f"{where} prompt has better and worse samples, so this iteration's samples teach nothing; "
+        f"raise rollout.group_size{noisier}, or use a finer reward or prompts that are neither too easy nor "
+        "too hard"
     )
 
 
