@@ -69,6 +69,16 @@ def test_a_table_reads_as_json_and_as_text(command, column, thalweg):
     assert all(row[column].split()[0] in text.out for row in rows)
 
 
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_table_that_is_piped_has_a_whole_line_a_row(columns, thalweg, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = thalweg("methods").out.splitlines()
+    rows = json.loads(thalweg("methods", "--json").out)
+    assert len(lines) == 2 + len(rows)  # a title and the names of the columns
+    for line, row in zip(lines[2:], rows, strict=True):
+        assert re.split(r"  +", line.strip()) == [text for text in row.values() if text]
+
+
 def test_the_methods_are_the_shipped_recipes_with_their_papers(thalweg):
     rows = json.loads(thalweg("methods", "--json").out)
     assert [row["recipe"] for row in rows] == [*recipe_names(), *full_size_names()]

@@ -10,7 +10,10 @@ from thalweg.core.forest import Scores
 from thalweg.core.processes import Processes
 from thalweg.core.values import Prompt
 from thalweg.credit import BlameCredit, GroupCredit
+from thalweg.objectives import Forward
+from thalweg.objectives.rules import Implicit
 from thalweg.rollout import Deterministic, Rollout, Root, grow
+from thalweg.rollout.grow import LEAVES_PER_ROOT
 from thalweg.worlds import find_world
 
 NOWHERE, LEFT, TOP = (
@@ -41,6 +44,7 @@ def test_failures_answer_for_their_own_pixels_and_right_samples_for_all_of_their
     assert_close(given.regions, expected[:, None])
     softened = assigned(forest_of(linear_policy), floor=0.05)
     assert_close(softened.regions, expected[:, None].clamp(min=0.05))
+    assert_close(softened.corrected_regions, expected)
 
 
 def test_a_failure_should_have_been_the_mean_of_the_right_ones_where_it_fails(linear_policy):
@@ -58,6 +62,33 @@ def test_the_advantages_are_those_of_the_group(linear_policy):
     forest = forest_of(linear_policy)
     expected = GroupCredit().assign(forest, Scores({"r": REWARD}), {"r": 1.0}, Processes())
     assert_close(assigned(forest).leaves, expected.leaves)
+
+
+@pytest.mark.parametrize(("floor", "corrective_weight"), [(0.0, 0.7), (0.05, 0.7), (0.05, 0.0)])
+def test_outside_the_mask_nothing_is_imitated_and_a_floor_alone_reaches_there(
+    floor, corrective_weight, linear_policy
+):
+    # As if every latent element had a network of its own: the slope at each velocity.
+    forest = forest_of(linear_policy)
+    objective = Forward(rule=Implicit(), corrective_weight=corrective_weight)
+    rows = objective.experience(forest, assigned(forest, floor=floor), seed=0, iteration=0)
+    old = torch.randn(rows.x0.shape, generator=torch.Generator().manual_seed(0))
+    velocity = (old + 0.1).requires_grad_()
+    terms, _ = objective.loss(objective.measure(rows, rows.x0, velocity, {"old": old}), rows)
+    (slope,) = torch.autograd.grad(terms.sum(), velocity)
+    failed = (rows.sample // LEAVES_PER_ROOT)[:, None] == torch.tensor([0, 2])
+    mask = torch.where(failed[:, :1, None, None], LEFT, TOP)
+    copies = rows.corrected if rows.corrected is not None else torch.zeros(len(rows), dtype=torch.bool)
+    assert int(copies.sum()) == (corrective_weight > 0) * 2 * 3  # two failures of a group with a right one
+    outside = (slope * (1 - mask)).flatten(1).abs().amax(1)
+    assert (outside[copies] == 0).all()
+    own = failed.any(1) & ~copies
+    assert ((outside[own] > 0) == (floor > 0)).all()
+    inside = (slope * mask).flatten(1).abs().amax(1)
+    assert (inside[copies | own] > 0).all()
+    wanted = velocity - (rows.noise - rows.x0)
+    expected = corrective_weight * 2 * wanted * mask / mask.flatten(1).sum(1).view(-1, 1, 1, 1)
+    assert_close(slope[copies], expected[copies].detach())
 
 
 def test_marks_shrink_to_latents_of_fewer_places_and_none_is_lost(linear_policy):

@@ -37,7 +37,9 @@ def test_each_example_trains_as_the_page_says(number, tmp_path, monkeypatch):
     run = thalweg.train(thalweg.load_recipe(recipe, [*overrides, *SMALL]), out=tmp_path / "run")
     assert run.finished
     lines = thalweg.load_run(run.path).metrics
-    assert [line["event"] for line in lines] == ["eval", "train", "train", "eval"]
+    # Two samples of a prompt may well be worth the same.
+    events = [line["event"] for line in lines if line["event"] != "warning"]
+    assert events == ["eval", "train", "train", "eval"]
     assert lines[1]["grad_norm"] > 0
     sys.modules.pop(name.group(1).removesuffix(".py"), None)
 

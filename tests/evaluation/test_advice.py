@@ -83,6 +83,27 @@ def test_groups_without_variance_count_lately():
     assert said({}, trains=late[::-1]) == []
 
 
+@pytest.mark.parametrize(
+    ("plan", "words", "no_words"),
+    [
+        ({}, ["`rollout.group_size` or `rollout.kernel.noise_level`"], []),
+        ({"draws_steps": False}, ["raise `rollout.group_size`,"], ["noise_level"]),
+        ({"draws_steps": False, "draws_samples": False}, ["given samples"], ["noise_level", "group_size"]),
+    ],
+)
+def test_advice_names_no_setting_that_would_not_act(plan, words, no_words):
+    (text,) = warnings([], [train_line(i, zero_variance_fraction=1.0) for i in range(1, 5)], **plan)
+    assert all(word in text for word in words)
+    assert not any(word in text for word in no_words)
+
+
+def test_advice_on_diversity_names_noise_where_it_is_drawn_alone():
+    lines = [eval_line(0, BASE), eval_line(20, TRAINED | {"diversity/distance": 0.22})]
+    (drawn,), (followed,) = warnings(lines, TRAINS), warnings(lines, TRAINS, draws_steps=False)
+    assert "raise `rollout.kernel.noise_level`" in drawn
+    assert "noise_level" not in followed and "or reward diversity." in followed
+
+
 def test_a_ratio_deviation_is_measured_by_the_clip_range():
     trains = [train_line(1, ratio_deviation=9e-7), train_line(2, ratio_deviation=2e-6)]
     (text,) = said({}, trains=trains)

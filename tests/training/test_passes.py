@@ -1,6 +1,8 @@
 """Network passes counted by hand: P=2 prompts, G=4 samples (TempFlow: 12), N=8 steps, B = P·G."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from thalweg.training.data.prompts import draw_prompts, load_prompts
 from thalweg.training.loop import train
 from thalweg.training.policy import load_policy
 from thalweg.training.preflight.plan import batch_plan
+from thalweg.worlds import WORLDS
 from training.small_runs import saved_state, small, trains
 
 B, N, K = 8, 8, 7  # the last step is never trained
@@ -36,6 +39,21 @@ CASES = [
     ("crd", {}, N * B + 3 * 3 * B, 3 * B),
     ("online-dpo", {}, N * B + 2 * 3 * 4, 3 * 4),  # pairs of 2 prompts
     ("online-dpo", {"optim.micro_batch": 4}, N * B + 4 * 3 * 4, 3 * 4),
+    ("dgpo", {}, N * B + 3 * 3 * B, 3 * B),  # also under `reference` and `ema`
+    ("dgpo", {"optim.micro_batch": 4}, N * B + 2 * 3 * 3 * B, 3 * B),
+    ("ram", {}, N * B + 3 * 3 * B, 3 * B),  # 3 levels, also under `old` and `reference`
+    ("advantage-flow", {}, N * B + 3 * 3 * B, 3 * B),
+    ("elbo-epg", {}, N * B + 3 * 3 * B, 3 * B),
+    ("elbo-pepg", {}, N * B + 3 * 3 * B, 3 * B),
+    ("elbo-par", {}, N * B + 3 * 3 * B, 3 * B),
+    ("omninft", {}, N * B + 3 * 3 * B, 3 * B),  # both parts in one pass
+    ("diffusion-dpo", {}, N * B + 2 * 3 * 4, 3 * 4),
+    ("diffusion-apo", {}, N * B + 2 * 3 * 4, 3 * 4),
+    # A given sample is followed back to its noise, in as many passes as one is drawn in.
+    ("diffusion-apo-half-online", {}, N * B + 2 * 3 * 4, 3 * 4),
+    ("realalign", {"rollout.group_size": 2}, 2 * 3 * 4, 3 * 4),  # nothing is drawn
+    # Of each of 2·2 roots: the trunk to the fork at step 2, then 2 samples of each fork to the end.
+    ("rsm-zeroth-order", {}, 4 * (3 + 2 * 7 + 2 * 5) + 2 * 16, 16),
     ("tmpo", {}, 2 * 2 + 6 * B + 3 * B, 3 * B),  # two steps of a trunk a prompt
     ("gcpo", ALL_CHUNKS, N * B + K * B, K * B),
     ("gcpo", {"objective.chunks": [3, 3], "rollout.steps": 7}, 7 * B + 3 * B, 3 * B),  # one of two chunks
@@ -91,6 +109,39 @@ def test_states_that_a_forward_objective_reads_are_planned_for(noise, states, ti
     # The sample and its noise at 3 levels, and every state.
     size = 4 * math.prod(policy.latent_shape)
     assert batch_plan(recipe, policy).stored_bytes == (2 * 3 * B + states) * size
+
+
+def test_a_corrected_sample_takes_passes_of_its_own_and_a_plan_counts_all_that_may_be(
+    tiny_world, tmp_path, monkeypatch
+):
+    judged = itertools.count()
+
+    def every_other_fails(image, prompt):
+        return torch.full(image.shape[1:], float(next(judged) % 2))
+
+    monkeypatch.setitem(WORLDS, "scenes", replace(WORLDS["scenes"], blame=every_other_fails))
+    recipe = small("creflow", {"iterations": 1})
+    (line,) = trains(train(recipe, tmp_path / "run"))
+    rows = 3 * (B + B // 2)  # each group of 4 has 2 right samples, and 2 to correct
+    assert (line["evaluations"], line["backwards"]) == (N * B + 2 * rows, rows)  # also under `old`
+    assert line["corrected"] == pytest.approx((B // 2) / (B + B // 2))
+    plan = batch_plan(recipe, load_policy(recipe))
+    assert (plan.evaluations, plan.gradient_passes) == (N * B + 2 * 3 * 2 * B, 3 * 2 * B)
+    assert plan.depends_on_rewards
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "depends"),
+    [
+        ("diffusion-nft", {"selection.drop_zero": False}, False),
+        ("diffusion-nft", {}, True),  # of a group without variance
+        ("online-dpo", {"selection.drop_zero": False}, True),  # of a group without a pair
+        ("creflow", {"objective.corrective_weight": 0}, False),
+    ],
+)
+def test_a_plan_says_whether_rewards_may_leave_fewer_passes(name, overrides, depends, tiny_world):
+    recipe = small(name, overrides)
+    assert batch_plan(recipe, load_policy(recipe)).depends_on_rewards == depends
 
 
 def test_branches_share_their_trunk(tiny_world, tmp_path):

@@ -24,6 +24,10 @@ CASES = [
     ("dmd", {"objective.recompute": True}, 4 * B + (8 + 2 + 1 + 5) * B, (4 + 5) * B),
     # And the guided teacher's 5 steps.
     ("dp-dmd", {}, 4 * B + (4 + 2 * 6 + 1 + 5) * B, (4 + 5) * B),
+    # And 4 directions a sample in place of one.
+    ("gdmd", {}, 4 * B + (4 + 4 * (2 + 1) + 5) * B, (4 + 5) * B),
+    ("rsm-first-order", {}, 8 * B + (4 + 4) * B, 4 * B),  # the reference and the policy at 4 steps
+    ("rsm-first-order", {"objective.slope": "one_step"}, 8 * B + (4 + 4 + 4) * B, 4 * B),  # and x̂0 of each
     ("rats", {}, 4 * B + (4 + 16) * B, 4 * B),  # 4 steps; the teacher's 16
     ("rats", {"objective.recompute": True}, 4 * B + (8 + 16) * B, 4 * B),
     ("flow-opd", {}, 8 * B + 7 * (1 + 2 + 2) * B, 7 * B),  # two guided teachers

@@ -1,7 +1,7 @@
 """How a long run shows itself: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ def show(recipe: Recipe) -> Iterator[Report | None]:
         yield None
         return
     if not console.is_terminal:
-        yield lambda event, line: console.print(_sentence(event, line, recipe.iterations), highlight=False)
+        yield lambda event, line: _say(console.print, _sentence(event, line, recipe.iterations))
         return
     bar = Progress(
         TextColumn("[bold]{task.description}"),
@@ -36,11 +36,16 @@ def show(recipe: Recipe) -> Iterator[Report | None]:
 
         def advance(event: str, line: dict[str, Any]) -> None:
             if event != "train":
-                bar.print(_sentence(event, line, recipe.iterations))
+                _say(bar.console.print, _sentence(event, line, recipe.iterations))
             else:
                 bar.update(task, completed=line["iteration"], state=_speed(line))
 
         yield advance
+
+
+def _say(printed: Callable[..., None], sentence: str) -> None:
+    """As it stands: a prompt's brackets are no markup, and a line is not broken."""
+    printed(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _speed(line: dict[str, Any]) -> str:
@@ -56,6 +61,9 @@ def _sentence(event: str, line: dict[str, Any], iterations: int) -> str:
         return (
             f"{place}  {line['prompts']:.0f} prompts encoded, {line['memory/released_mb']:.0f} MB given back"
         )
+    if event == "warning":
+        row = f" ({line['in_a_row']} iterations in a row)" if line["in_a_row"] > 1 else ""
+        return f"{place}  warning: {line['text']}{row}"
     shown = {"accuracy": "accuracy", "reward": "held-out reward", "diversity": "diversity"}
     return f"{place}  " + "  ".join(
         f"{text} {line[name]:.3f}" for name, text in shown.items() if name in line

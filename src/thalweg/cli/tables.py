@@ -13,9 +13,12 @@ from rich.table import Table
 
 Row = dict[str, Any]
 
+UNBROKEN = 10_000
+"""Characters in a line of a table that goes to a file or another program."""
+
 
 def print_table(title: str, rows: list[Row], as_json: bool) -> None:
-    """The rows as JSON or as a table as wide as the terminal."""
+    """The rows as JSON or as a table, as wide as the terminal; a line a row where there is none."""
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -25,7 +28,8 @@ def print_table(title: str, rows: list[Row], as_json: bool) -> None:
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*("yes" if v is True else "NO" if v is False else str(v) for v in row.values()))
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=UNBROKEN)).print(table)
 
 
 def method_rows() -> list[Row]:
@@ -143,13 +147,14 @@ def print_plan(recipe: Any) -> None:
     if not processes.is_first:
         return
     typer.echo(recipe.to_yaml())
+    most = "at most " if plan.depends_on_rewards else ""
     typer.echo(
         f"# each of {recipe.iterations} iterations: {plan.prompts} prompts x {plan.group_size} = "
         f"{plan.samples} samples"
         f" on {plan.processes} process(es), {plan.updates} update(s)\n"
-        f"# passes of one sample: {plan.rollout_passes} in the rollout, {plan.gradient_passes} with "
-        f"gradient, {plan.other_passes} of anchors and sweeps; "
-        f"{plan.evaluations * recipe.iterations} forwards in all"
+        f"# passes of one sample: {plan.rollout_passes} in the rollout, {most}{plan.gradient_passes} with "
+        f"gradient, {most}{plan.other_passes} of anchors and sweeps; "
+        f"{most}{plan.evaluations * recipe.iterations} forwards in all"
     )
     if estimated is not None:
         typer.echo("\n".join(f"# {line}" for line in report(estimated, recipe.iterations)))

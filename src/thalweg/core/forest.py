@@ -123,6 +123,8 @@ class Advantages:
     """How much each latent element of a sample counts for each loss term; None: all alike."""
     corrected: Float[Tensor, "B ..."] | None = None
     """What a sample should have been, where the credit says so; NaN where it does not."""
+    corrected_regions: Float[Tensor, "B ..."] | None = None
+    """How much each latent element of a corrected sample counts; None: as in `regions`."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
                           group's failures are blamed for;      m >= floor everywhere
     x̃0 = (1 - m) x0 + m x̄     of a failed sample, x̄ the mean of the group's right ones
 
-x̃0 is what an objective with corrective_weight regresses on. The judge of a world marks the pixels, in place
+x̃0 is what an objective with corrective_weight regresses on, over m without the floor: where nothing is to
+blame nothing is imitated. The judge of a world marks the pixels, in place
 of the paper's constraints over frames. The paper's formulas were not available: masks and x̃0 are our reading.
 Shapes: B samples of this process, ... latent axes.
 """
@@ -49,7 +50,8 @@ class BlameCredit(Normalized):
         place = adaptive_max_pool2d(marks, x0.shape[-2:])
         wanted = (1 - place) * x0 + place * right[mine]
         corrected = torch.where((failed & has_right)[mine].view(-1, *[1] * (x0.ndim - 1)), wanted, torch.nan)
-        return replace(given, regions=place.clamp(min=self.floor)[:, None], corrected=corrected)
+        softened = place.clamp(min=self.floor)[:, None]
+        return replace(given, regions=softened, corrected=corrected, corrected_regions=place)
 
     def groups(self, leaves: Leaves) -> Int64[Tensor, " B"]:
         return self._group.groups(leaves)

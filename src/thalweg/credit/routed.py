@@ -3,7 +3,10 @@
     A_m = Σ w_r A_r over the rewards of part m, and over those that no part has to itself
 
 so that a bad sound does not push a good picture away. Rewards are normalised in the group one by one, and
-weighed after that. Where the rollout notes attention, elements count by it,
+weighed after that. A part that hears none is refused: the authors' code falls back on the averaged reward
+there, and rewards that everyone hears, left out of `parts`, say that in the recipe.
+
+Where the rollout notes attention, elements count by it,
 
     L_m = sum_p a_p l_p / sum_p a_p,      a_p = w where p is among the most attended elements, else 1
 
@@ -14,7 +17,7 @@ and rescale attention before they take the highest, which changes only what is t
 Shapes: B samples of this process, R parts, ... latent axes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -78,7 +81,7 @@ class RoutedCredit(Normalized):
             )
         of_reward = self._group.of_leaves(forest, scores, weights, processes)
         names = [name for name in weights if name in scores.leaves]
-        columns = torch.stack([of_reward[:, self._heard(part, names)].sum(1) for part in self.parts], 1)
+        columns = torch.stack([of_reward[:, self.heard(part, names)].sum(1) for part in self.parts], 1)
         limit = torch.inf if self.limit is None else self.limit
         given = forest.advantages(columns.clamp(-limit, limit))
         owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
@@ -93,8 +96,8 @@ class RoutedCredit(Normalized):
     def groups(self, leaves: Leaves) -> Int64[Tensor, " B"]:
         return self._group.groups(leaves)
 
-    def _heard(self, part: tuple[str, ...], names: list[str]) -> list[int]:
-        """Which rewards a part hears."""
+    def heard(self, part: tuple[str, ...], names: Sequence[str]) -> list[int]:
+        """Which rewards of these names a part hears."""
         routed = {name for own in self.parts for name in own}
         return [i for i, name in enumerate(names) if name in part or name not in routed]
 

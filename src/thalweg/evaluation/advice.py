@@ -24,20 +24,32 @@ RATIO_SHARE = 0.01
 RECENT = 10  # train lines that "lately" means
 
 
-def warnings(evals: Sequence[Line], trains: Sequence[Line], *, clip_range: float | None = None) -> list[str]:
-    """One full sentence a finding: the metric, its numbers, what to try. `clip_range` as in the recipe."""
+def warnings(
+    evals: Sequence[Line],
+    trains: Sequence[Line],
+    *,
+    clip_range: float | None = None,
+    draws_steps: bool = True,
+    draws_samples: bool = True,
+) -> list[str]:
+    """One full sentence a finding: the metric, its numbers, what to try.
+
+    `clip_range` as in the recipe, and whether its plan draws steps, and its samples are not all given: advice
+    names no setting that would not act.
+    """
     rules: list[Callable[[Sequence[Line]], list[str]]] = [
         _accuracy_fell,
         _held_out_fell,
         _tasks_fell,
-        _diversity_fell,
+        partial(_diversity_fell, draws_steps=draws_steps),
         _drifted,
         _duplicates_rose,
         _statistics_moved,
         _no_gain,
     ]
     found = [text for rule in rules for text in rule(evals)] if len(evals) > 1 else []
-    for rule in (_no_variance, partial(_ratio_deviates, clip_range=clip_range), _skipped, _invalid):
+    no_variance = partial(_no_variance, draws_steps=draws_steps, draws_samples=draws_samples)
+    for rule in (no_variance, partial(_ratio_deviates, clip_range=clip_range), _skipped, _invalid):
         found += rule(trains)
     return found
 
@@ -113,8 +125,8 @@ def _tasks_fell(evals: Sequence[Line]) -> list[str]:
     return found
 
 
-def _diversity_fell(evals: Sequence[Line]) -> list[str]:
-    found = []
+def _diversity_fell(evals: Sequence[Line], draws_steps: bool) -> list[str]:
+    found, last = [], "raise `rollout.kernel.noise_level`" if draws_steps else "reward diversity"
     for name in ("diversity/distance", "diversity/vendi", "diversity/attribute_entropy"):
         ends = _ends(evals, name)
         # A Vendi score of 1 means all images alike, so only what lies above 1 can be lost.
@@ -127,8 +139,7 @@ def _diversity_fell(evals: Sequence[Line]) -> list[str]:
             found.append(
                 f"`{name}` fell by {fall:.0%}, from {ends[0]:.3g} to {ends[1]:.3g}, so the images of one "
                 f"prompt look more "
-                "alike than the base's: stop earlier, put more weight on the KL term, or raise "
-                "`rollout.kernel.noise_level`."
+                f"alike than the base's: stop earlier, put more weight on the KL term, or {last}."
             )
     return found
 
@@ -202,14 +213,19 @@ def _lately(trains: Sequence[Line], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _no_variance(trains: Sequence[Line]) -> list[str]:
+def _no_variance(trains: Sequence[Line], draws_steps: bool, draws_samples: bool) -> list[str]:
     share = _lately(trains, "zero_variance_fraction")
     if share is None or share <= NO_VARIANCE:
         return []
+    remedy = "use rewards that tell given samples apart, or other prompts"
+    if draws_samples:
+        noise = " or `rollout.kernel.noise_level`" if draws_steps else ""
+        remedy = (
+            f"raise `rollout.group_size`{noise}, or train on prompts that are neither too easy nor too hard"
+        )
     return [
         f"`zero_variance_fraction` was {share:.0%} lately, so in most groups all images earn the same and "
-        f"teach nothing: "
-        "raise `rollout.group_size` or `rollout.kernel.noise_level`, or train on harder prompts."
+        f"teach nothing: {remedy}."
     ]
 
 

@@ -233,8 +233,13 @@ def _tiles(run: Record) -> list[tuple[str, str, str]]:
 
 def _warnings(run: Record) -> str:
     clip_range = run.setting("objective.clip_range")
+    given = run.setting("rollout.given") or []
     found = warnings(
-        run.evals, run.trains, clip_range=clip_range if isinstance(clip_range, int | float) else None
+        run.evals,
+        run.trains,
+        clip_range=clip_range if isinstance(clip_range, int | float) else None,
+        draws_steps=run.setting("rollout.kernel") is not None,
+        draws_samples=not given or len(given) != run.setting("rollout.group_size"),
     )
     if run.unreadable:
         found.append(

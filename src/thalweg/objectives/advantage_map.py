@@ -41,6 +41,12 @@ class AdvantageMap(Part):
         limit = torch.inf if self.limit is None else self.limit
         return self.scale * SIDES[self.side](SHAPES[self.shape](advantages.sum(1), limit))
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest advantage that comes out; infinite without a limit."""
+        lowest, highest = self(torch.tensor([[-torch.inf], [torch.inf]])).tolist()
+        return lowest, highest
+
 
 def optimality(advantage: Float[Tensor, "*B"], limit: float) -> Float[Tensor, "*B"]:
     """r in [0, 1]: the advantage as the probability that a sample is a good one."""

@@ -11,8 +11,8 @@ a constant.
 
 Where credit names regions m_r of the latents, each advantage A_r has its own, and L is the mean over r of
 rule(E_r, A_r) with E_r over m_r: one advantage a modality (OmniNFT, arXiv:2605.12480), or blame for a place
-(CreFlow, arXiv:2605.14274). Samples that credit corrects also stand in rows of λ <(v_θ - (ε - x̃0))²> over the
-region, x̃0 what they should have been (CreFlow's corrective reflow).
+(CreFlow, arXiv:2605.14274). Samples that credit corrects also stand in rows of λ <(v_θ - (ε - x̃0))²> over
+where they are to be corrected, x̃0 what they should have been (CreFlow's corrective reflow).
 
 <.> is a mean over latent elements. Shapes: B rows, R rewards (added up without regions), ... latent axes.
 """
@@ -116,7 +116,7 @@ class Forward(Part):
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.rule.compared, *(pull.to for pull in self._acting))))
+        return tuple(dict.fromkeys((*self.rule.compared, *(pull.to for pull in self.acting_pulls))))
 
     @property
     def keeps_states(self) -> bool:
@@ -124,8 +124,8 @@ class Forward(Part):
         return self.noise == "path"
 
     @property
-    def _acting(self) -> tuple[Pull, ...]:
-        """Without those of weight 0, which spares their passes."""
+    def acting_pulls(self) -> tuple[Pull, ...]:
+        """The pulls without those of weight 0, which spares their passes."""
         return tuple(pull for pull in self.pulls if pull.weight > 0 or pull.advantage_weight != 0)
 
     def experience(self, forest: Forest, advantages: Advantages, *, seed: int, iteration: int) -> Samples:
@@ -166,7 +166,7 @@ class Forward(Part):
             region = None if rows.regions is None else rows.regions.amax(1).to(velocity)
             scalars["corrective_error"] = squared(velocity - target, region)
         scalars |= {f"distance/{name}": squared(velocity - anchors[name]) for name in self.anchors}
-        if any(pull.space == "surrogate" for pull in self._acting):
+        if any(pull.space == "surrogate" for pull in self.acting_pulls):
             scalars["pull_weight"] = self.surrogate.weight(velocity - target, rows.sigma)
         return scalars
 
@@ -180,7 +180,7 @@ class Forward(Part):
             "x": rows.sigma**2,
             "surrogate": scalars.get("pull_weight"),
         }
-        for pull in self._acting:
+        for pull in self.acting_pulls:
             strength = pull.weight + pull.advantage_weight * advantage
             terms = terms + strength * scales[pull.space] * scalars[f"distance/{pull.to}"]
         report |= {name: u.detach() for name, u in scalars.items() if name.startswith("distance/")}

@@ -86,6 +86,9 @@ def samples(
     known = wanted.flatten(1).isfinite().all(1).cpu()
     again = replace(rows.index(known), x0=wanted[known.to(x0.device)])
     again = replace(again, step=again.step + levels)
+    if again.regions is not None and advantages.corrected_regions is not None:
+        own = advantages.corrected_regions[leaf][known]
+        again = replace(again, regions=own[:, None].expand_as(again.regions))
     return together(
         replace(rows, corrected=torch.zeros(len(rows), dtype=torch.bool)),
         replace(again, corrected=torch.ones(len(again), dtype=torch.bool)),

@@ -20,6 +20,7 @@ from thalweg.rewards.world import WorldReward
 from thalweg.training.clock import Clock
 from thalweg.training.collect import Grows, agreement, collect, grow_here, judge
 from thalweg.training.companions import Optimizers, fit_companions, make_optimizers
+from thalweg.training.contrast import is_said, without_contrast
 from thalweg.training.data.prompts import (
     PromptStream,
     draw_prompts,
@@ -91,9 +92,10 @@ def _run(
     prompts = open_prompts(recipe.data, recipe.model.world)
     held_out = held_out_prompts(recipe.data, recipe.evaluation, recipe.model.world, prompts)
     judges = {reward.world for reward in recipe.rewards if isinstance(reward, WorldReward)}
-    if not isinstance(prompts, PromptStream):  # an embedded world's are never one
-        require_judged(prompts, judges, "data.prompts", by_task=False)
     own = set() if recipe.model.world is None else {recipe.model.world}
+    if not isinstance(prompts, PromptStream):  # an embedded world's are never one
+        draws = own if recipe.rollout.given else set()  # it reads what its judge does
+        require_judged(prompts, judges | draws, "data.prompts", by_task=False)
     require_judged(held_out, judges | own, "evaluation.prompts", by_task=True)
     known = held_out if isinstance(prompts, PromptStream) else [*prompts, *held_out]
     open_rewards(recipe.rewards, known)
@@ -129,7 +131,9 @@ def _run(
         stopping = state.iteration >= recipe.iterations
         while not stopping:
             started, cpu_started = stop.seconds(), time.process_time()
-            metrics = iterate(recipe, policy, optimizers, prompts, processes, state, buffer, clock, grows)
+            metrics, equal = iterate(
+                recipe, policy, optimizers, prompts, processes, state, buffer, clock, grows
+            )
             state.cpu_seconds += time.process_time() - cpu_started
             spent = {"time/cpu": state.cpu_seconds}
             speed = {"samples_per_second": metrics["samples"] / (stop.seconds() - started)}
@@ -137,6 +141,8 @@ def _run(
                 "train",
                 metrics | clock.read() | spent | speed | {"memory/peak_mb": peak_megabytes(policy.device)},
             )
+            if equal is not None and is_said(state.equal_in_a_row):
+                log("warning", {"text": equal, "in_a_row": state.equal_in_a_row})
             ended = processes.any(_is_spent(recipe, state, stop.seconds()))
             if ended or (recipe.evaluation.every and state.iteration % recipe.evaluation.every == 0):
                 log("eval", evaluate(recipe, policy, held_out, folder, processes, state, clock))
@@ -163,8 +169,10 @@ def iterate(
     buffer: ReplayBuffer,
     clock: Clock,
     grows: Grows = grow_here,
-) -> Metrics:
-    """One iteration: what `train` does again and again. Leaves `state` one further."""
+) -> tuple[Metrics, str | None]:
+    """One iteration: what `train` does again and again, and why it taught nothing, where that is so. Leaves
+    `state` one further.
+    """
     before = (policy.passes.evaluations, policy.passes.backwards, policy.weights.padded_passes)
     with clock.stage("rollout"):
         asked = draw_prompts(prompts, recipe.data, recipe.seed, state.iteration)
@@ -179,9 +187,10 @@ def iterate(
     with clock.stage("credit"):
         advantages = recipe.credit.assign(forest, scores, weights_of(recipe.rewards), processes)
         rows = recipe.objective.experience(forest, advantages, seed=recipe.seed, iteration=state.iteration)
-        rows = recipe.selection.select(rows, seed=recipe.seed, iteration=state.iteration, processes=processes)
         everyone = processes.gather(vars(forest.leaves) | scores.leaves)
         leaves = Leaves(**{name: everyone.pop(name) for name in vars(forest.leaves)})
+        equal = without_contrast(recipe, rows, everyone, leaves, asked, processes)
+        rows = recipe.selection.select(rows, seed=recipe.seed, iteration=state.iteration, processes=processes)
         rows = needed(recipe.objective.unit, rows, processes)
     with clock.stage("update"):
         rows, condition = with_replayed(recipe, rows, forest.condition, buffer, processes, state.iteration)
@@ -189,13 +198,14 @@ def iterate(
         fitted = fit_companions(recipe, policy, optimizers, forest, processes, state.iteration)
         learned = learn(recipe, policy, optimizers[POLICY], rows, condition, processes, state, worth)
     state.iteration += 1
+    state.equal_in_a_row = 0 if equal is None else state.equal_in_a_row + 1
     after_iteration(policy.weights, recipe.weights, state.iteration, state.updates)
     after = (policy.passes.evaluations, policy.passes.backwards, policy.weights.padded_passes)
     passes = torch.tensor(after) - torch.tensor(before)
     processes.add([passes])
     state.evaluations += int(passes[0])
     state.backwards += int(passes[1])
-    return {
+    metrics = {
         **summarise(recipe, everyone, leaves),
         **summarise_steps(scores, processes),
         **agreement(collected, scores.leaves, recipe.rewards, processes),
@@ -208,6 +218,7 @@ def iterate(
         "samples": len(leaves),
         "samples_local": len(forest.leaves),
     }
+    return metrics, equal
 
 
 def with_replayed(

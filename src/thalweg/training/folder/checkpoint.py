@@ -40,6 +40,8 @@ class State:
     backwards: int = 0
     skipped_updates: int = 0
     skipped_in_a_row: int = 0
+    equal_in_a_row: int = 0
+    """Iterations in a row in which rewards told no samples apart."""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     """Processor time that the first process spent in iterations."""

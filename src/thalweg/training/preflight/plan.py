@@ -31,8 +31,8 @@ class BatchPlan:
     rollout_passes: int
     """Network passes of one sample that the rollout takes, over all processes."""
     gradient_passes: int
-    """Passes with gradient, where no sample is dropped or pruned and none is replayed; their mean where
-    chunks of several sizes are drawn.
+    """Passes with gradient, where no sample is dropped or pruned, each is corrected that the credit may
+    correct, and none is replayed; their mean where chunks of several sizes are drawn.
     """
     other_passes: int
     """Passes of the update without gradient: anchors, first sweeps, log-probs computed again."""
@@ -41,6 +41,9 @@ class BatchPlan:
     """States and conditions kept between rollout and update, on one process."""
     weight_bytes: int
     """Policy, its gradients and optimizer state, and all named weights, on one process."""
+    depends_on_rewards: bool
+    """Rewards may leave fewer passes in the update: of groups without variance, of samples not to correct.
+    """
 
     @property
     def evaluations(self) -> int:
@@ -86,6 +89,7 @@ def plan_of(
         passes += prompts * len(recipe.rollout.given) * len(sigma)
     samples = prompts * recipe.rollout.group_size
     levels = getattr(recipe.objective, "sigmas", None)
+    corrects = getattr(recipe.objective, "corrective_weight", 0) > 0
     if levels is None:
         of_sample = trained / samples
         if recipe.selection.trained_fraction < 1:
@@ -94,8 +98,8 @@ def plan_of(
             # On average: chunks that are drawn differ in size.
             of_sample *= recipe.objective.chunks_per_sample / len(recipe.objective.chunks)
     else:
-        # Corrected samples are rows too; how many there are depends on the rewards.
-        of_sample = levels.num_sigmas * (2 if getattr(recipe.objective, "corrective_weight", 0) else 1)
+        # Corrected samples are rows too, at most as many as there are samples.
+        of_sample = levels.num_sigmas * (2 if corrects else 1)
     unit, others_of_sample = recipe.objective.unit, dict[str, int]()
     if isinstance(recipe.objective, PathwiseContract):
         steps = len(recipe.rollout.sigmas(recipe.seed, 0)) - 1
@@ -143,6 +147,7 @@ def plan_of(
         updates=recipe.optim.updates_per_iteration,
         stored_bytes=states * size // contexts,
         weight_bytes=weight_bytes,
+        depends_on_rewards=corrects or unit == "pair" or recipe.selection.drop_zero,
     )
 
 

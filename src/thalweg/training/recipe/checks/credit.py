@@ -4,7 +4,7 @@ from thalweg.core.names import nearest
 from thalweg.credit import BlameCredit, DenseCredit, ProcessCredit, RoutedCredit, TreeCredit
 from thalweg.models import MiniatureModel, SoundingModel
 from thalweg.objectives import Forward
-from thalweg.rewards import judges_steps
+from thalweg.rewards import finished, judges_steps
 from thalweg.rewards.world import WorldReward
 from thalweg.rollout import Candidates, Tree
 from thalweg.training.recipe.schema import Recipe
@@ -107,6 +107,13 @@ def _routed(recipe: Recipe, credit: RoutedCredit) -> list[str]:
         for part in credit.parts
         for name in part
         if name not in there
+    ]
+    of_samples = [reward.name for reward in finished(recipe.rewards)]
+    problems += [
+        f"credit.parts: part {number} hears no reward and would learn nothing; name a reward there, or leave "
+        "one out of all parts, so that everyone hears it"
+        for number, part in enumerate(credit.parts, 1)
+        if not part and not credit.heard(part, of_samples)
     ]
     return problems + _regional(recipe)
 

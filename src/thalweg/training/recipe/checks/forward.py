@@ -1,7 +1,10 @@
 """Objectives over finished samples: noise levels, noise and anchors."""
 
+import math
+
 from thalweg.credit import BlameCredit
 from thalweg.objectives import Forward
+from thalweg.objectives.rules import Weighted
 from thalweg.objectives.sigma_draw import Grid
 from thalweg.objectives.surrogate import ELBO_SIGMA_MIN
 from thalweg.training.recipe.schema import Recipe
@@ -44,4 +47,27 @@ def forward(objective: Forward, recipe: Recipe) -> list[str]:
                 f"objective.surrogate.weighting='elbo' grows as 1/sigma, and the rollout has a level of "
                 f"{lowest:.2g}; give a smaller noisy_fraction, so that all are {ELBO_SIGMA_MIN} or more"
             )
-    return problems
+    return problems + _bounded(objective)
+
+
+def _bounded(objective: Forward) -> list[str]:
+    """Pulls too weak for the samples that weighted regression pushes away (AdvantageFlow, arXiv:2605.26013).
+
+    In the surrogate's units a row's loss is (A + Σ (w + u A)) times a square, plus what is linear. With `old`
+    the ratio of a sample that is pushed away goes to 0, which ends the push.
+    """
+    pulls, shaped, rule = objective.acting_pulls, objective.advantage, objective.rule
+    lowest, highest = shaped.bounds
+    if not isinstance(rule, Weighted) or rule.old is not None or not math.isfinite(highest - lowest):
+        return []
+    if any(pull.space != "surrogate" for pull in pulls):
+        return []
+    weight, slope = sum(pull.weight for pull in pulls), 1 + sum(pull.advantage_weight for pull in pulls)
+    worst = min(slope * lowest, slope * highest)
+    if worst >= 0 or weight + worst > 0:
+        return []
+    return [
+        f"objective.pulls: a weight of {weight:g} in all, against advantages from {lowest:g} to {highest:g}, "
+        "leaves the loss of some samples unbounded below; give pulls of more weight, a smaller "
+        "advantage.limit, or advantage.side=positive"
+    ]

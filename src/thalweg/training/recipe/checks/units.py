@@ -2,7 +2,7 @@
 
 from thalweg.credit import GroupCredit
 from thalweg.objectives import Balance, Forward, Objective
-from thalweg.objectives.rules import Centred
+from thalweg.objectives.rules import Centred, Preference
 from thalweg.training.recipe.schema import Recipe
 
 
@@ -26,7 +26,10 @@ def whole_groups(recipe: Recipe) -> list[str]:
 
 
 def _needs_every_sample(objective: Objective) -> bool:
-    """Whether a sample of advantage 0 has a part in the loss of its group."""
-    return isinstance(objective, Balance) or (
-        isinstance(objective, Forward) and isinstance(objective.rule, Centred)
-    )
+    """Whether a sample of advantage 0 has a part in the loss of its group: in its shares, in its mean, or in
+    the size that its sum is divided by.
+    """
+    if isinstance(objective, Balance):
+        return True
+    rule = objective.rule if isinstance(objective, Forward) else None
+    return isinstance(rule, Centred) or (isinstance(rule, Preference) and rule.among == "group")
