@@ -219,3 +219,66 @@ def test_rewards_closer_than_the_floor_count_less(floor):
     # The standard deviation is .01: A = ±1, or ±.1 over a floor of .1.
     expected = 0.1 if floor == 0.1 else 1.0
     assert_close(counts, torch.tensor([[1 - expected, 1 + expected]]))
+
+
+class TwoModes(NonlinearField):
+    """Samples of two steps whose first adds θ; the teacher's are near -1 and 1, the fake score is exact."""
+
+    WIDTH = 0.1
+    QUANTILES = torch.special.ndtri((torch.arange(100, dtype=torch.float64) + 0.5) / 100)
+
+    @classmethod
+    def _teacher(cls, x, sigma):
+        level = sigma.to(x).view(-1, 1)
+        variance = (1 - level) ** 2 * cls.WIDTH**2 + level**2
+        mode = torch.tanh((1 - level) * x / variance)
+        return (x - mode - (1 - level) * cls.WIDTH**2 / variance * (x - (1 - level) * mode)) / level
+
+    def velocity(self, x, sigma, *, recompute=False):
+        return torch.where(sigma.to(x)[:, None] == 1, x + self.theta, self._teacher(x, sigma))
+
+    def half_way(self, noise):
+        return noise - 0.5 * self.velocity(noise, torch.ones(len(noise)))
+
+    def samples(self, noise):
+        half = self.half_way(noise)
+        return half - 0.5 * self.velocity(half, torch.full((len(noise),), 0.5))
+
+    def velocity_of(self, name, x, sigma):
+        if name == "teacher":
+            return self._teacher(x, sigma)
+        level = sigma.to(x).view(-1, 1)
+        own = self.samples(self.QUANTILES[:, None]).detach()[:, 0]
+        share = (-(x - (1 - level) * own).square() / (2 * level**2)).softmax(1)
+        return (x - (share * own).sum(1, keepdim=True)) / level
+
+    def share_of_the_upper_mode(self):
+        return float((self.samples(self.QUANTILES[:, None]) > 0).double().mean())
+
+
+def taught(objective, start, rate, updates, first):
+    """After gradient descent from θ = start; `first`: the step that the objective's paths begin with."""
+    field, generator, count = TwoModes(start), torch.Generator().manual_seed(0), 32
+    noise = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None]
+    way = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)[first:].expand(count, -1)
+    for _ in range(updates):
+        epsilon = torch.randn(count, 1, dtype=torch.float64, generator=generator)
+        level = 0.02 + 0.96 * torch.rand(count, 1, dtype=torch.float64, generator=generator)
+        with torch.no_grad():
+            begin = (noise, field.half_way(noise))[first]
+            states = torch.stack([begin, noise, field.samples(noise), epsilon], 1)
+        rows = paths(states, torch.cat([level, way], 1))
+        slope = slope_of(lambda rows=rows: objective.path_loss(field, rows)[0].mean(), field)
+        with torch.no_grad():
+            field.theta -= rate * slope
+    return field
+
+
+def test_plain_matching_can_lose_a_mode_and_with_diversity_both_stay():
+    plain = taught(DistributionMatching(), 2.0, rate=1.0, updates=40, first=0)
+    assert plain.share_of_the_upper_mode() in (0, 1)
+    # The teacher's first step from z goes along z + 0: θ falls by 2 β of itself at each step.
+    diverse = DistributionMatching(diversity=Diversity(weight=0.05, teacher_steps=2, num_steps=1))
+    kept = taught(diverse, 2.0, rate=3.0, updates=20, first=1)
+    assert_close(kept.theta.item(), 2.0 * (1 - 2 * 3.0 * 0.05) ** 20, rtol=1e-6, atol=0)
+    assert kept.share_of_the_upper_mode() == 0.5

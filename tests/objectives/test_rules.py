@@ -209,6 +209,27 @@ def test_a_real_anchor_adds_the_regression_on_the_better_sample():
         Preference(among="group", imitation_weight=1.0)
 
 
+def test_given_pairs_that_differ_in_one_coordinate_move_that_one_alone():
+    # RealAlign: the worse sample is the better one with a part of it spoiled; both under one level and noise.
+    x0, noise, sigma, velocity = X0.clone(), ROWS.noise.clone(), SIGMA.clone(), V_REF.clone()
+    expected = torch.zeros_like(x0)
+    for level in (0, 1):
+        for best, worst in ((2, 0), (4, 7)):
+            better, worse = 2 * best + level, 2 * worst + level
+            for stored in (x0, noise, sigma, velocity):
+                stored[worse] = stored[better]
+            x0[worse, 1, 0] += 0.7
+            # What a number that both velocities share feels: (beta/4) (∇E_w - ∇E_l) in each row's term.
+            expected[better, 1, 0] = 2 * (5.0 / 4) * (2 / 6) * 0.7
+    slope = gradient_of(
+        PAIR, velocity, replace(ROWS, x0=x0, noise=noise, sigma=sigma), {"reference": velocity}
+    )
+    for level in (0, 1):
+        for best, worst in ((2, 0), (4, 7)):
+            shared = slope[2 * best + level] + slope[2 * worst + level]
+            assert_close(shared, -expected[2 * best + level])
+
+
 def test_the_reverse_preference_gives_the_reverse_first_step():
     at = {"reference": V_REF}
     step = gradient_of(PAIR, V_REF, anchors=at)
