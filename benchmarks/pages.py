@@ -4,10 +4,12 @@
 
 A page of a method gets a paragraph between `<!-- numbers -->` and `<!-- end -->`; any page gets the named
 columns of a stored table between `<!-- table FOLDER: COLUMN, ... -->` and `<!-- end -->`, where COLUMN may be
-the beginning of a title; and after `<!-- trials FOLDER -->` the learning rates that were tried for it. A test
-holds the pages against the results.
+the beginning of a title; after `<!-- trials FOLDER -->` the learning rates that were tried for it; and after
+`<!-- looks FOLDER -->` the single runs of its `looks.json`, each with the keys that it changed. A test holds
+the pages against the results.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ AGAIN = ("trajectory-again",)
 NUMBERS = re.compile(r"(<!-- numbers -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table ([\w-]+): ([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRIALS = re.compile(r"(<!-- trials ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LOOKS = re.compile(r"(<!-- looks ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 RATES = ("x0.5", "x1", "x2")
 """Folders of trials: the recipe's own learning rate times that."""
 
@@ -89,7 +92,7 @@ def _sentences(recipe: str, task: str, table: Table) -> str:
     return f"{words} To the {level} that `{BASELINE}` ends with: seconds {spent[0]}, passes {spent[1]}."
 
 
-def filled(page: str, recipe: str, tables: Mapping[str, Table]) -> str:
+def filled(page: str, recipe: str, tables: Mapping[str, Table], results: Path = DOCS / "results") -> str:
     """The page with its paragraph and its tables written anew."""
 
     def written(text: Callable[[re.Match[str]], str]) -> Callable[[re.Match[str]], str]:
@@ -97,13 +100,18 @@ def filled(page: str, recipe: str, tables: Mapping[str, Table]) -> str:
 
     page = NUMBERS.sub(written(lambda _: numbers_of(recipe, tables)), page)
     page = TABLE.sub(written(lambda match: _columns(tables[match[2]], match[3].split(", "))), page)
-    return TRIALS.sub(written(lambda match: _tried(tables[match[2]])), page)
+    page = TRIALS.sub(written(lambda match: _tried(tables[match[2]])), page)
+    return LOOKS.sub(written(lambda match: _looks(results / match[2] / "looks.json")), page)
 
 
 def _columns(table: Table, beginnings: Sequence[str]) -> str:
     titles = [table.title(beginning) for beginning in beginnings]
     rows = [[row[title] for title in titles] for row in table.rows.values()]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *rows])
+    return _joined([titles, ["---"] * len(titles), *rows])
+
+
+def _joined(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
 def _tried(table: Table) -> str:
@@ -115,15 +123,27 @@ def _tried(table: Table) -> str:
         led = [table.trials[rate].rows[name]["final"] for rate in RATES]
         taken = table.rows[name]["learning rate"] if name in table.rows else ""
         rows.append([name, *led, row["learning rate"], taken, *(row[title] for title in spent)])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    return _joined(rows)
+
+
+def _looks(file: Path) -> str:
+    """A row a run, the keys of the evaluation left out."""
+    rows = [["recipe", "changed", "learning rate", "CPU s", "iterations", "base", "final", "best"]]
+    rows.append(["---"] * len(rows[0]))
+    for run in json.loads(file.read_text("utf-8")):
+        changed = ", ".join(f"`{key}`" for key in run["changes"] if not key.startswith("evaluation."))
+        spent = [f"{run['learning_rate']:g}", f"{run['budget']:g}", str(run["iterations"])]
+        scores = [f"{run[name]:.3f}" for name in ("base", "final", "best")]
+        rows.append([run["recipe"], changed or "nothing", *spent, *scores])
+    return _joined(rows)
 
 
 def pages(docs: Path = DOCS) -> dict[Path, str]:
     """Every page that holds numbers, as it should be."""
     found = {name: stored_table(docs / "results" / name) for name in (*TASKS, *AGAIN)}
     tables = {name: table for name, table in found.items() if table is not None}
-    paths = [*sorted((docs / "methods").glob("*.md")), docs / "results" / "index.md"]
-    return {path: filled(path.read_text("utf-8"), path.stem, tables) for path in paths}
+    paths = [*sorted((docs / "methods").glob("*.md")), *sorted((docs / "results").glob("*.md"))]
+    return {path: filled(path.read_text("utf-8"), path.stem, tables, docs / "results") for path in paths}
 
 
 if __name__ == "__main__":

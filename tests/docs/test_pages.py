@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pages
@@ -77,3 +78,23 @@ def test_the_rates_that_were_tried_stand_beside_the_one_that_was_taken():
     tables = {"trajectory": replace(of("0.0002", "0.700"), trials=tried)}
     said = filled("<!-- trials trajectory -->\n<!-- end -->\n", "index", tables)
     assert "| gcpo | 0.610 | 0.620 | 0.630 | 0.0001 | 0.0002 | 15 | 900 | 300 |\n<!-- end -->" in said
+
+
+def test_a_single_run_stands_beside_the_keys_that_it_changed(tmp_path):
+    scores = {
+        "base": 0.6,
+        "final": 0.25,
+        "best": 0.6,
+        "learning_rate": 1e-4,
+        "budget": 60.0,
+        "iterations": 20,
+    }
+    changes = ["evaluation.every=25", "rollout.steps=4", "model.world=glyphs"]
+    run = {"recipe": "awm", "changes": changes, **scores}
+    (tmp_path / "tried").mkdir()
+    (tmp_path / "tried" / "looks.json").write_text(json.dumps([run, run | {"changes": []}]))
+    said = filled("<!-- looks tried -->\nold\n<!-- end -->\n", "forward", {}, tmp_path)
+    assert (
+        "| awm | `rollout.steps=4`, `model.world=glyphs` | 0.0001 | 60 | 20 | 0.600 | 0.250 | 0.600 |" in said
+    )
+    assert "| awm | nothing | 0.0001 |" in said and "old" not in said

@@ -30,7 +30,8 @@ def test_a_recipe_trains_and_reports_with_documented_metrics(name, tmp_path):
     run = train(small(name, {"rewards": list(rewards)}), tmp_path / "run")
     assert run.finished
     lines = metrics_of(run)
-    assert [(line["event"], line["iteration"]) for line in lines] == [
+    # So few samples may all earn the same, which is said.
+    assert [(line["event"], line["iteration"]) for line in lines if line["event"] != "warning"] == [
         ("eval", 0),
         ("train", 1),
         ("train", 2),

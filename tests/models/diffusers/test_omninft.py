@@ -147,7 +147,7 @@ def test_attention_that_is_not_read_or_not_there_is_refused_in_a_line(recipe, ov
 def test_a_pipeline_whose_attention_is_not_known_is_refused_before_anything_is_written(settings_of, tmp_path):
     overrides = settings_of("wan") | {
         "rewards": ["brightness"],
-        "credit": {"kind": "routed", "parts": [["brightness"], []], "attended": {}},
+        "credit": {"kind": "routed", "parts": [[], []], "attended": {}},
         "rollout.attention": {"modules": "attn2"},
     }
     with pytest.raises(UserError, match="'attn2': what attention of that name looks at is not known of Wan"):
