@@ -17,11 +17,13 @@ from pathlib import Path
 
 from thalweg.core.files import write_whole
 from thalweg.training.bench import stored_curve, stored_results
-from thalweg.training.compare import BASELINE, table
+from thalweg.training.compare import BASELINE, OTHER_TASK, table
 
 DOCS = Path(__file__).parents[1] / "docs"
 TASKS = {"main-scenes": "Scenes", "main-glyphs": "Glyphs", "trajectory": "Scenes", "forward": "Scenes"}
 """Folders of docs/results, and what was learnt there; of one task the first that has the recipe counts."""
+PAGES = {"forward": "forward"}
+"""Which page shows a folder, where it is not the index."""
 AGAIN = ("trajectory-again",)
 """Folders whose tables stand on pages, but which methods do not quote."""
 NUMBERS = re.compile(r"(<!-- numbers -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -65,15 +67,15 @@ def stored_table(folder: Path) -> Table | None:
 
 def numbers_of(recipe: str, tables: Mapping[str, Table]) -> str:
     """What a page of a method says of its runs: a paragraph, or a line where there are none."""
-    said: dict[str, str] = {}
+    said, page = dict[str, str](), "index"
     for folder, task in TASKS.items():
         if folder in tables and recipe in tables[folder].rows and task not in said:
-            said[task] = _sentences(recipe, task, tables[folder])
+            said[task], page = _sentences(recipe, task, tables[folder]), PAGES.get(folder, "index")
     if not said:
         return "Not measured yet: [results](../results/index.md)."
     claim = next(t.rows[recipe]["published claim"] for t in tables.values() if recipe in t.rows)
-    published = f"Published: {claim}. [Results](../results/index.md)."
-    return " ".join(["**Our numbers.**", *said.values(), published])
+    published = [f"Published: {claim}."] if claim else []
+    return " ".join(["**Our numbers.**", *said.values(), *published, f"[Results](../results/{page}.md)."])
 
 
 def _sentences(recipe: str, task: str, table: Table) -> str:
@@ -84,9 +86,10 @@ def _sentences(recipe: str, task: str, table: Table) -> str:
         f"{row['diversity kept']}, {row['passes']} passes, {row['with gradient']} with gradient."
     )
     costs = [title for title in table.titles if " to " in title]
-    if recipe == BASELINE or not costs:
+    spent = [row[title] for title in costs]
+    if recipe == BASELINE or not costs or set(spent) == {OTHER_TASK}:
         return words
-    level, spent = costs[0].split(" to ")[1], [row[title] for title in costs]
+    level = costs[0].split(" to ")[1]
     if set(spent) == {"not reached"}:
         return f"{words} The {level} that `{BASELINE}` ends with is not reached."
     return f"{words} To the {level} that `{BASELINE}` ends with: seconds {spent[0]}, passes {spent[1]}."

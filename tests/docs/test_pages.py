@@ -57,6 +57,9 @@ def test_a_paragraph_tells_runs_and_costs_and_the_claim():
     assert "Published: twice as fast." in said
     assert "0.700 that `flow-grpo` ends with is not reached" in numbers_of("gcpo", TABLES)
     assert numbers_of("otca", TABLES).startswith("Not measured yet")
+    student = {"forward": Table(240.0, TITLES, {"dmd": row("dmd", "another task", "another task")})}
+    said = numbers_of("dmd", student)
+    assert "300 with gradient. Published: twice as fast. [Results](../results/forward.md)." in said
 
 
 def test_a_page_keeps_everything_around_its_numbers():

@@ -9,6 +9,8 @@ import numpy as np
 
 BASELINE = "flow-grpo"
 """Whose final score the costs of the others are read at."""
+OTHER_TASK = "another task"
+"""The cell of a recipe whose base is not that of the baseline."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _costs(results: Sequence[Result], curve: Curve) -> dict[str, dict[str, str]]
         for name in dict.fromkeys(r.recipe for r in results):
             rows = [r for r in results if r.recipe == name]
             if {r.base for r in rows} != {r.base for r in baseline}:
-                column[name] = "another task"
+                column[name] = OTHER_TASK
                 continue
             spent = cost_to(level, [line for line in curve if line["recipe"] == name], cost)
             ratio = f" ({own / spent:.1f}x)" if own and spent else ""
