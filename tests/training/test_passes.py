@@ -40,6 +40,9 @@ CASES = [
     ("online-dpo", {}, N * B + 2 * 3 * 4, 3 * 4),  # pairs of 2 prompts
     ("online-dpo", {"optim.micro_batch": 4}, N * B + 4 * 3 * 4, 3 * 4),
     ("dgpo", {}, N * B + 3 * 3 * B, 3 * B),  # also under `reference` and `ema`
+    # Guided weights take two passes a velocity: in the rollout, and as an anchor.
+    ("dgpo", {"weights.ema.guidance_scale": 4.5, "rollout.weights": "ema"}, 2 * N * B + 4 * 3 * B, 3 * B),
+    ("sol-rl", {"weights.cheap.guidance_scale": 3.0}, 2 * 2 * 8 * 4 + N * B + 2 * 3 * B, 3 * B),
     ("dgpo", {"optim.micro_batch": 4}, N * B + 2 * 3 * 3 * B, 3 * B),
     ("ram", {}, N * B + 3 * 3 * B, 3 * B),  # 3 levels, also under `old` and `reference`
     ("advantage-flow", {}, N * B + 3 * 3 * B, 3 * B),

@@ -79,14 +79,15 @@ def plan_of(
     sigma = recipe.rollout.sigmas(recipe.seed, 0)[:-1]
     steps = recipe.selection.keeps_step(torch.arange(len(sigma)), sigma, 0).nonzero().flatten().tolist()
     prompts = recipe.data.prompts_per_iteration
-    passes, stored = recipe.rollout.passes(recipe.seed, 0, prompts)
+    drawn, stored = recipe.rollout.passes(recipe.seed, 0, prompts)
     trained = recipe.rollout.passes(recipe.seed, 0, prompts, steps)[1]
+    if inverts(recipe):
+        drawn += prompts * len(recipe.rollout.given) * len(sigma)
+    passes = drawn * _passes_under(recipe, passes_per_velocity, recipe.rollout.weights)
     if recipe.rollout.explore is not None:
         explore = recipe.rollout.explore
         looks = len(recipe.rollout.solver.grid(recipe.rollout.schedule.sigmas(explore.steps))) - 1
-        passes += prompts * explore.pool * looks
-    if inverts(recipe):
-        passes += prompts * len(recipe.rollout.given) * len(sigma)
+        passes += prompts * explore.pool * looks * _passes_under(recipe, passes_per_velocity, explore.weights)
     samples = prompts * recipe.rollout.group_size
     levels = getattr(recipe.objective, "sigmas", None)
     corrects = getattr(recipe.objective, "corrective_weight", 0) > 0
@@ -141,7 +142,7 @@ def plan_of(
         processes=processes,
         roots_per_process=roots // contexts,
         samples=samples,
-        rollout_passes=passes * once,
+        rollout_passes=passes,
         gradient_passes=(rows + samples * fitted) * once,
         other_passes=others,
         updates=recipe.optim.updates_per_iteration,
