@@ -5,8 +5,8 @@
 A page of a method gets a paragraph between `<!-- numbers -->` and `<!-- end -->`; any page gets the named
 columns of a stored table between `<!-- table FOLDER: COLUMN, ... -->` and `<!-- end -->`, where COLUMN may be
 the beginning of a title; after `<!-- trials FOLDER -->` the learning rates that were tried for it; and after
-`<!-- looks FOLDER -->` the single runs of its `looks.json`, each with the keys that it changed. A test holds
-the pages against the results.
+`<!-- looks FOLDER -->` the single runs of its `looks.json`, each with the keys that it changed; and after
+`<!-- stored FILE -->` a table that another benchmark wrote. A test holds the pages against the results.
 """
 
 import json
@@ -30,6 +30,7 @@ NUMBERS = re.compile(r"(<!-- numbers -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table ([\w-]+): ([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRIALS = re.compile(r"(<!-- trials ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LOOKS = re.compile(r"(<!-- looks ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+STORED = re.compile(r"(<!-- stored ([\w/.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 RATES = ("x0.5", "x1", "x2")
 """Folders of trials: the recipe's own learning rate times that."""
 
@@ -104,6 +105,7 @@ def filled(page: str, recipe: str, tables: Mapping[str, Table], results: Path = 
     page = NUMBERS.sub(written(lambda _: numbers_of(recipe, tables)), page)
     page = TABLE.sub(written(lambda match: _columns(tables[match[2]], match[3].split(", "))), page)
     page = TRIALS.sub(written(lambda match: _tried(tables[match[2]])), page)
+    page = STORED.sub(written(lambda match: (results / match[2]).read_text("utf-8").strip()), page)
     return LOOKS.sub(written(lambda match: _looks(results / match[2] / "looks.json")), page)
 
 

@@ -83,7 +83,7 @@ def test_the_rates_that_were_tried_stand_beside_the_one_that_was_taken():
     assert "| gcpo | 0.610 | 0.620 | 0.630 | 0.0001 | 0.0002 | 15 | 900 | 300 |\n<!-- end -->" in said
 
 
-def test_a_single_run_stands_beside_the_keys_that_it_changed(tmp_path):
+def test_a_single_run_stands_beside_the_keys_that_it_changed_and_a_stored_table_as_it_is(tmp_path):
     scores = {
         "base": 0.6,
         "final": 0.25,
@@ -101,3 +101,6 @@ def test_a_single_run_stands_beside_the_keys_that_it_changed(tmp_path):
         "| awm | `rollout.steps=4`, `model.world=glyphs` | 0.0001 | 60 | 20 | 0.600 | 0.250 | 0.600 |" in said
     )
     assert "| awm | nothing | 0.0001 |" in said and "old" not in said
+    (tmp_path / "tried" / "table.md").write_text("| a |\n")
+    page = "<!-- stored tried/table.md -->\nold\n<!-- end -->\n"
+    assert filled(page, "forward", {}, tmp_path) == page.replace("old", "| a |")
