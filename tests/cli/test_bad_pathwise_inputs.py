@@ -106,19 +106,3 @@ PROBLEMS = {
 )
 def test_a_recipe_that_cannot_be_is_refused(recipe, overrides, words, train, tmp_path):
     refused(train(recipe, *overrides, "--out", tmp_path / "run"), *words)
-
-
-def test_a_diffusers_model_hands_no_gradient_of_decoding_back(thalweg, tmp_path):
-    prompts = tmp_path / "p.txt"
-    prompts.write_text("a point\n")
-    outcome = thalweg(
-        "train",
-        "refl",
-        f"model={tmp_path}",
-        "rewards=[brightness]",
-        f"data.prompts={prompts}",
-        f"evaluation.prompts={prompts}",
-        "--out",
-        tmp_path / "run",
-    )
-    refused(outcome, "needs the gradient of decoding")

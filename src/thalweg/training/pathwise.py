@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from thalweg.core.errors import UserError
 from thalweg.core.values import Condition, Paths, Prompt
 from thalweg.models.contract import Policy
+from thalweg.models.sizes import decoded
 from thalweg.rewards import Reward, finished, score, total
 
 Judge = Callable[[Policy, Tensor, Sequence[int], str], Tensor]
@@ -28,7 +29,9 @@ def judge_of(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> Judge:
 
     def judge(policy: Policy, latents: Tensor, rows: Sequence[int], wording: str) -> Tensor:
         asked = [replace(prompts[i], text=wording.replace("{}", prompts[i].text)) for i in rows]
-        worth = total(score(of_samples, policy.decode(latents), asked), of_samples)
+        made = decoded(policy, latents, asked)
+        found = torch.cat([total(score(of_samples, some, those), of_samples) for some, those, _ in made])
+        worth = found[torch.cat([at for _, _, at in made]).argsort()]
         if latents.requires_grad and not worth.requires_grad:
             raise UserError(
                 "rewards: no gradient comes back from them to the latents, through the model's decoder; use "

@@ -175,3 +175,25 @@ def test_an_alpha_channel_goes_over_white():
     images[:, 3, 0, 0] = torch.tensor([1.0, 0.0, 0.5])
     assert_close(over_white(images), torch.tensor([0.2, 1.0, 0.6])[:, None, None, None].expand(3, 3, 1, 1))
     assert torch.equal(over_white(images[:, :3]), images[:, :3])
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "sd15", "qwen_image", "wan", "sana", "ltx2"])
+def test_the_gradient_of_decoding_is_that_of_its_differences(name, tiny_policy_of):
+    policy = tiny_policy_of(name)
+    draw = torch.Generator().manual_seed(0)
+    x, d = (torch.randn(1, *policy.latent_shape, generator=draw) for _ in range(2))
+    x.requires_grad_()
+
+    def made(latents: torch.Tensor) -> torch.Tensor:
+        decoded = policy.decode(latents)
+        return (decoded if isinstance(decoded, torch.Tensor) else decoded.frames).double()
+
+    with torch.no_grad():
+        assert not made(x).requires_grad
+        # w = 2h J d, so <w, J d> is <w, w> / 2h.
+        w = made(x + 1e-3 * d) - made(x - 1e-3 * d)
+    (slope,) = torch.autograd.grad((w * made(x)).sum(), x)
+    assert float((slope * d).sum()) == pytest.approx(float(w.square().sum() / 2e-3), rel=5e-3)
+    policy.model = policy.model.model_copy(update={"gradient_checkpointing": True})
+    (again,) = torch.autograd.grad((w * made(x)).sum(), x)
+    assert torch.equal(again, slope)

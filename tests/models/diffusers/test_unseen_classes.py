@@ -41,6 +41,7 @@ def test_the_doctor_finds_nothing_wrong_with_them(name, tiny_folder):
         "stock parity",
         "two prompts in one call",
         "gradient by differences",
+        "gradient of decoding",
     }
     assert all(f.ok for f in findings), findings
 
@@ -59,11 +60,14 @@ def test_the_doctor_sees_a_gradient_that_lacks_a_part(tiny_policy_of):
     experts = [m for n, m in model.networks["transformer"].named_modules() if n.endswith("experts")]
     for parameter in (p for module in experts for p in module.parameters()):
         parameter.data *= 3  # a good part of what is computed
-    assert doctor._slope(model, noise).ok
+    assert all(found.ok for found in doctor._slopes(model, noise, noise))
     for module in model.networks["transformer"].modules():
         module.training = False  # its experts are then run without gradient
-    found = doctor._slope(model, noise)
+    found, of_decoding = doctor._slopes(model, noise, noise)
     assert not found.ok and "lets no gradient through" in found.advice
+    model.decode = torch.no_grad()(model.decode)
+    _, of_decoding = doctor._slopes(model, noise, noise)
+    assert (of_decoding.value, of_decoding.ok) == ("none", True) and "climb a reward" in of_decoding.advice
 
 
 def test_the_doctor_sees_prompts_that_the_network_is_not_told(tiny_policy_of):

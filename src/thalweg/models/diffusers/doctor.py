@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor
 
 from thalweg.core.finding import Finding
-from thalweg.core.values import Media, Prompt
+from thalweg.core.values import Prompt
 from thalweg.flow import alpha_bar_from_sigma, flow_norm, sigma_from_alpha_bar
 from thalweg.models.diffusers.model import DiffusersModel
 from thalweg.models.diffusers.modular import Modular, name_of
@@ -28,8 +28,11 @@ STEPS = 4
 """Divides 1000: elsewhere diffusers' DDIM steps to timesteps that it then does not visit."""
 PROMPT = Prompt("a red square left of a blue circle")
 OTHER_PROMPT = Prompt("four sleeping cats")
-STRIDE, SLACK = 0.01, 0.02
-"""How far states are moved to see how the velocity changes, and how far the gradient may be from that."""
+STRIDE, DECODING_STRIDE = 0.01, 0.001
+"""How far states are moved to see how the velocity changes, and latents to see how decoders bend."""
+SLACK = 0.02
+"""How far a gradient may be from these differences."""
+NONE = "none"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 """Largest difference, relative to the largest value, that rounding explains."""
 
@@ -116,7 +119,7 @@ def _findings(policy: DiffusersPolicy, tolerance: float) -> list[Finding]:
         _replay(policy, noise),
         _prompts(policy, noise[:1], tolerance),
         *_gradients(policy, noise),
-        *([_slope(policy, noise[:1])] if policy.model.precision == "float32" else []),
+        *(_slopes(policy, noise[:1], states[:1]) if policy.model.precision == "float32" else []),
         _levels(policy, noise, tolerance),
         _decoding(policy, states, outputs, tolerance),
     ]
@@ -212,23 +215,44 @@ def _gradients(policy: DiffusersPolicy, noise: Tensor) -> list[Finding]:
     ]
 
 
-def _slope(policy: DiffusersPolicy, noise: Tensor) -> Finding:
-    """The gradient to latents against differences of velocities; not told apart from rounding in bfloat16.
+def _slopes(policy: DiffusersPolicy, noise: Tensor, latents: Tensor) -> list[Finding]:
+    """Of the velocity, and of decoding, which objectives that climb a reward go through."""
+    condition, sigma = policy.encode([PROMPT]), torch.full((1,), 0.7)
+    advice = "a part of the network lets no gradient through: training would follow a wrong one"
+    of_velocity = _slope(
+        "gradient by differences", lambda x: policy.velocity(x, sigma, condition), noise, STRIDE, advice
+    )
+    advice = (
+        "the decoder lets none through: objectives that climb a reward, such as that of refl, cannot be used"
+    )
+    of_decoding = _slope(
+        "gradient of decoding",
+        lambda x: torch.cat([made.flatten() for made in _made(policy, x)]),
+        latents,
+        DECODING_STRIDE,
+        advice,
+    )
+    return [of_velocity, replace(of_decoding, ok=of_decoding.ok or of_decoding.value == NONE)]
 
-    Along a direction d, w = v(x + hd) - v(x - hd) is 2h J d, so <w, J d>, which the gradient of <w, v> gives,
+
+def _slope(what: str, of: Callable[[Tensor], Tensor], at: Tensor, stride: float, advice: str) -> Finding:
+    """The gradient of a map against its differences; not told apart from rounding in bfloat16.
+
+    Along a direction d, w = f(x + hd) - f(x - hd) is 2h J d, so <w, J d>, which the gradient of <w, f> gives,
     is <w, w> / 2h.
     """
-    condition, sigma = policy.encode([PROMPT]), torch.full((1,), 0.7)
     draw = torch.Generator().manual_seed(1)
-    d = torch.randn(noise.shape, generator=draw).to(noise.device)
+    d = torch.randn(at.shape, generator=draw).to(at.device)
     with torch.no_grad():
-        ahead, behind = (policy.velocity(noise + h * d, sigma, condition) for h in (STRIDE, -STRIDE))
-    x, w = noise.clone().requires_grad_(), (ahead - behind).double()
-    (slope,) = torch.autograd.grad((policy.velocity(x, sigma, condition).double() * w).sum(), x)
-    share = float((slope.double() * d).sum() * 2 * STRIDE / w.square().sum())
-    advice = "a part of the network lets no gradient through: training would follow a wrong one"
+        ahead, behind = (of(at + h * d) for h in (stride, -stride))
+    x, w = at.clone().requires_grad_(), (ahead - behind).double()
+    made = of(x)
+    if not made.requires_grad:
+        return Finding(what, NONE, False, advice)
+    (slope,) = torch.autograd.grad((made.double() * w).sum(), x)
+    share = float((slope.double() * d).sum() * 2 * stride / w.square().sum())
     ok = abs(share - 1) < SLACK
-    return Finding("gradient by differences", f"{share:.3f} of it", ok, "" if ok else advice)
+    return Finding(what, f"{share:.3f} of it", ok, "" if ok else advice)
 
 
 @torch.no_grad()
@@ -258,8 +282,8 @@ def _levels(policy: DiffusersPolicy, noise: Tensor, tolerance: float) -> Finding
 
 
 def _decoding(policy: DiffusersPolicy, latents: Tensor, expected: list[Tensor], tolerance: float) -> Finding:
-    made = policy.decode(latents)
-    ours = [made] if isinstance(made, Tensor) else _parts(made)
+    with torch.no_grad():
+        ours = _made(policy, latents)
     error = max(_difference(mine, stock) for mine, stock in zip(ours, expected, strict=True))
     shapes = ", ".join("x".join(map(str, mine.shape[1:])) for mine in ours)
     made_as = f"{shapes}; differs by {error:.2g}"
@@ -279,8 +303,12 @@ def _other_size(asked: Mapping[str, Any], made: Tensor) -> str:
     return " ".join(f"model.{key}={side}" for key, side in other.items())
 
 
-def _parts(media: Media) -> list[Tensor]:
-    return [part for part in (media.frames, media.audio) if part is not None]
+def _made(policy: DiffusersPolicy, latents: Tensor) -> list[Tensor]:
+    """What the decoder makes: images, or frames and sound."""
+    made = policy.decode(latents)
+    if isinstance(made, Tensor):
+        return [made]
+    return [part for part in (made.frames, made.audio) if part is not None]
 
 
 def _attempt(compute: Callable[[], Tensor]) -> Tensor | None:

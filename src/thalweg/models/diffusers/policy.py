@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from thalweg.core.errors import UserError
 from thalweg.core.names import nearest
@@ -148,13 +149,15 @@ class DiffusersPolicy:
         both = self._in_calls(velocity_and_attention, x, sigma, condition)
         return both[:, 0], both[:, 1]
 
-    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"] | Media:
-        """Images, or frames and sound, by the pipeline's own decoder; on the CPU."""
+        """Images, or frames and sound, by the pipeline's own decoder; on the CPU. Latents that ask for a
+        gradient get one; with `gradient_checkpointing` the decoder runs again for it.
+        """
         size = 1 if self.family.decodes_alone or self.family.one_row else self.model.decode_batch
         # Of no latents, the shape: a process may have fewer images to make than there are processes.
         given = latents if len(latents) else latents.new_zeros(1, *self.latent_shape)
-        decoded = [self._decode(some) for some in given.split(size)]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and given.requires_grad):
+            decoded = [self._decode_again(some) for some in given.split(size)]
         return _as_media([torch.cat(parts)[: len(latents)] for parts in zip(*decoded, strict=True)])
 
     def _in_calls(
@@ -178,13 +181,21 @@ class DiffusersPolicy:
         steps = self._call(x, sigma, condition.tensors)
         return self.pack([velocity for _, velocity in steps]).float()
 
+    def _decode_again(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """Decode, a second time for the gradient where activations are not kept."""
+        if not (self.model.gradient_checkpointing and torch.is_grad_enabled()):
+            return self._decode(latents)
+        found = checkpoint(self._decode, latents, use_reentrant=False)
+        assert isinstance(found, tuple)
+        return found
+
     def _decode(self, latents: Tensor) -> tuple[Tensor, ...]:
         """Run the call without a noise level: from the latents it was given straight to its decoder."""
         rows = self._some_condition.repeat(len(latents))
         self.pipeline.scheduler.hold(None)
         outputs = self._stock(latents.to(self.device), rows.tensors, output_type="pt")
         # Beside images, Stable Diffusion 1.5 returns what its safety checker says.
-        return tuple(output.detach().float().cpu() for output in outputs if isinstance(output, Tensor))
+        return tuple(output.float().cpu() for output in outputs if isinstance(output, Tensor))
 
     def _call(
         self, x: Tensor | None, sigma: Tensor, rows: Mapping[str, Tensor]

@@ -3,7 +3,6 @@
 from typing import Any
 
 from thalweg.flow import Euler, LearnedVariance
-from thalweg.models import DiffusersModel
 from thalweg.objectives import (
     AdjointMatching,
     AdjointMatchingODE,
@@ -30,11 +29,6 @@ def pathwise(objective: Any, recipe: Recipe) -> list[str]:
             for reward in recipe.rewards
             if not getattr(reward, "differentiable", False)
         ]
-        if isinstance(recipe.model, DiffusersModel):
-            problems.append(
-                f"objective.kind: '{kind}' needs the gradient of decoding, and a diffusers model hands none "
-                "back yet; use another objective"
-            )
     if not isinstance(rollout.solver, Euler):
         problems.append(
             f"rollout.solver: '{rollout.solver.kind}', and objective '{kind}' takes the steps of euler up "
