@@ -94,6 +94,7 @@ def test_a_run_that_was_stopped_is_no_result_and_goes_on(tmp_path):
     assert result.cpu_seconds > spent
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_the_run_and_leaves_no_process(tmp_path):
     command = [
         sys.executable,

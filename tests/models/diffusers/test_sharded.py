@@ -27,7 +27,7 @@ def policy_of(run, iteration):
     ("name", "lora", "kept"),
     [
         ("sd3", True, ["fsdp"]),
-        ("wan_two_networks", True, ["fsdp"]),
+        pytest.param("wan_two_networks", True, ["fsdp"], marks=pytest.mark.slow),
         pytest.param("sd3", True, ["replicated"], marks=pytest.mark.slow),
         pytest.param("sd3", False, ["fsdp", "replicated"], marks=pytest.mark.slow),
         pytest.param("wan_two_networks", False, ["fsdp", "replicated"], marks=pytest.mark.slow),
