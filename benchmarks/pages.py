@@ -4,7 +4,7 @@
 
 A page of a method gets a paragraph between `<!-- numbers -->` and `<!-- end -->`; any page gets the named
 columns of a stored table between `<!-- table FOLDER: COLUMN, ... -->` and `<!-- end -->`, where COLUMN may be
-the beginning of a title; after `<!-- trials FOLDER -->` the learning rates that were tried for it; and after
+the beginning of a title; after `<!-- trials FOLDER -->` the learning rates that were tried for it; after
 `<!-- looks FOLDER -->` the single runs of its `looks.json`, each with the keys that it changed; and after
 `<!-- stored FILE -->` a table that another benchmark wrote. A test holds the pages against the results.
 """
