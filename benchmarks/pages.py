@@ -24,7 +24,7 @@ TASKS = {"main-scenes": "Scenes", "main-glyphs": "Glyphs", "trajectory": "Scenes
 """Folders of docs/results, and what was learnt there; of one task the first that has the recipe counts."""
 PAGES = {"forward": "forward"}
 """Which page shows a folder, where it is not the index."""
-AGAIN = ("trajectory-again",)
+AGAIN = ("trajectory-again", "forward-again")
 """Folders whose tables stand on pages, but which methods do not quote."""
 NUMBERS = re.compile(r"(<!-- numbers -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table ([\w-]+): ([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)

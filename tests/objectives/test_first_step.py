@@ -20,7 +20,7 @@ from thalweg.objectives.rules import Centred, Implicit, Preference, Ratio, Resid
 from thalweg.objectives.surrogate import Huber, Regression
 from thalweg.training.recipe.load import load_recipe, recipe_names
 
-# The factor of ∇E in each row; a pair's term stands in both of its rows, so that its (β/4) counts twice.
+# The factor of ∇E in each row; a pair's term stands in both of its rows, so that its (β/4) counts twice; online β is divided out.
 FACTORS = {
     "diffusion-nft": ADVANTAGE,
     "e2po": ADVANTAGE,
@@ -36,14 +36,14 @@ FACTORS = {
     "ram": ADVANTAGE,
     "crd": ADVANTAGE,
     "dgpo": ADVANTAGE / 2,
-    "online-dpo": 2 * 100 / 4 * BEST_AND_WORST,
-    "diffusion-apo": 2 * 100 / 4 * BEST_AND_WORST,
-    "diffusion-apo-half-online": 2 * 100 / 4 * BEST_AND_WORST,
+    "online-dpo": 2 / 4 * BEST_AND_WORST,
+    "diffusion-apo": 2 / 4 * BEST_AND_WORST,
+    "diffusion-apo-half-online": 2 / 4 * BEST_AND_WORST,
     "diffusion-dpo": 2 * 5000 / 4 * BEST_AND_WORST,
     # Besides the pair, a real anchor of weight 1 on the better sample.
     "realalign": 2 * 500 / 4 * BEST_AND_WORST + (BEST_AND_WORST > 0),
 }
-HERE = dict.fromkeys(("old", "reference", "ema"), V_OLD)
+HERE = dict.fromkeys(("old", "sampling", "reference", "ema"), V_OLD)
 
 
 def forward_recipes() -> dict[str, Forward]:

@@ -36,9 +36,9 @@ CASES = [
     ("awm", {}, N * B + 3 * 3 * B, 3 * B),  # also under `ema` and `reference`
     ("v-grpo", {}, N * B + 2 * 4 * B, 4 * B),  # 4 levels, also under `old`
     ("v-grpo", {"optim.micro_batch": 3}, N * B + 4 * 4 * B, 4 * B),  # and all twice
-    ("crd", {}, N * B + 3 * 3 * B, 3 * B),
-    ("online-dpo", {}, N * B + 2 * 3 * 4, 3 * 4),  # pairs of 2 prompts
-    ("online-dpo", {"optim.micro_batch": 4}, N * B + 4 * 3 * 4, 3 * 4),
+    ("crd", {}, N * B + 4 * 3 * B, 3 * B),
+    ("online-dpo", {}, N * B + 3 * 3 * 4, 3 * 4),  # pairs of 2 prompts; also under `reference` and `old`
+    ("online-dpo", {"optim.micro_batch": 4}, N * B + 6 * 3 * 4, 3 * 4),
     ("dgpo", {}, N * B + 3 * 3 * B, 3 * B),  # also under `reference` and `ema`
     # Guided weights take two passes a velocity: in the rollout, and as an anchor.
     ("dgpo", {"weights.ema.guidance_scale": 4.5, "rollout.weights": "ema"}, 2 * N * B + 4 * 3 * B, 3 * B),
@@ -51,9 +51,9 @@ CASES = [
     ("elbo-par", {}, N * B + 3 * 3 * B, 3 * B),
     ("omninft", {}, N * B + 3 * 3 * B, 3 * B),  # both parts in one pass
     ("diffusion-dpo", {}, N * B + 2 * 3 * 4, 3 * 4),
-    ("diffusion-apo", {}, N * B + 2 * 3 * 4, 3 * 4),
+    ("diffusion-apo", {}, N * B + 3 * 3 * 4, 3 * 4),
     # A given sample is followed back to its noise, in as many passes as one is drawn in.
-    ("diffusion-apo-half-online", {}, N * B + 2 * 3 * 4, 3 * 4),
+    ("diffusion-apo-half-online", {}, N * B + 3 * 3 * 4, 3 * 4),
     ("realalign", {"rollout.group_size": 2}, 2 * 3 * 4, 3 * 4),  # nothing is drawn
     # Of each of 2·2 roots: the trunk to the fork at step 2, then 2 samples of each fork to the end.
     ("rsm-zeroth-order", {}, 4 * (3 + 2 * 7 + 2 * 5) + 2 * 16, 16),
