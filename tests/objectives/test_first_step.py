@@ -20,7 +20,8 @@ from thalweg.objectives.rules import Centred, Implicit, Preference, Ratio, Resid
 from thalweg.objectives.surrogate import Huber, Regression
 from thalweg.training.recipe.load import load_recipe, recipe_names
 
-# The factor of ∇E in each row; a pair's term stands in both of its rows, so that its (β/4) counts twice; online β is divided out.
+# The factor of ∇E in each row; a pair's term stands in both of its rows, so that its (β/4) counts twice;
+# recipes that draw their pairs divide β out.
 FACTORS = {
     "diffusion-nft": ADVANTAGE,
     "e2po": ADVANTAGE,

@@ -117,7 +117,7 @@ def test_rows_of_given_samples_have_the_noise_that_was_worked_out(tiny_policy, p
 @pytest.mark.parametrize(
     ("name", "group_size", "evaluations", "backwards"),
     [
-        # 2 prompts; 3 of 4 drawn in 8 steps, the noise of the first in 8; the pair's 3 levels, under three weights.
+        # 2 prompts; 3 of 4 drawn in 8 steps, the noise of the first in 8; 3 levels, 3 weights.
         ("diffusion-apo-half-online", 4, 2 * (3 * 8 + 8) + 2 * 2 * 3 * 3, 2 * 2 * 3),
         ("realalign", 2, 2 * 2 * 3 * 2, 2 * 2 * 3),
         ("diffusion-dpo", 4, 2 * 4 * 8 + 2 * 2 * 3 * 2, 2 * 2 * 3),
