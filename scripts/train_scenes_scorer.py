@@ -5,7 +5,8 @@ Stages, in this order, each resumable and on one thread:
     python scripts/train_scenes_scorer.py data      # 28 chunks of 2048 rollouts, 7 CPU-minutes
     python scripts/train_scenes_scorer.py train     # 15 CPU-minutes; interrupt and repeat at will
     python scripts/train_scenes_scorer.py evaluate  # AUC on held-out prompts
-    python scripts/train_scenes_scorer.py export    # float16 weights into the package
+
+and then `harden_scenes_scorer.py`, which also writes the weights into the package.
 
 Data: the base model's own ODE starts from noise, from a noised drawing with its prompt, and from a noised
 drawing with a prompt much like it; states on the way get the exact judge's verdict on the finished image.
@@ -20,7 +21,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +43,7 @@ from thalweg.worlds.scenes.prompts import TASKS, held_out_prompts, pretraining_p
 from thalweg.worlds.scenes.vocabulary import COLORS, SHAPES, VOCABULARY, tokenize
 
 FOLDER = Path("pretraining/scenes_scorer")
+CHECKPOINT = FOLDER / "checkpoint.safetensors"
 BASE = Path("src/thalweg/worlds/scenes/base.safetensors")
 WEIGHTS = BASE.with_name("scorer.safetensors")
 KINDS = [(shape, color) for shape in SHAPES for color in COLORS]
@@ -96,7 +98,6 @@ def counts_of(verdict) -> list[int]:
     return [seen.count(kind) for kind in KINDS]
 
 
-@torch.no_grad()
 def chain(base: Miniature, x: Tensor, tokens: Tensor, sigmas: Tensor) -> Tensor:
     """The states (N+1, B, 3, H, W) of Euler's method through the levels (N+1, B)."""
     states = [x]
@@ -123,6 +124,7 @@ def drawing_and_prompt(rng: np.random.Generator, matching: float) -> tuple[Tenso
     return x0, prompt if rng.random() < matching else prompt_much_like(prompt, rng)
 
 
+@torch.no_grad()
 def make_chunk(base: Miniature, number: int) -> dict[str, Tensor]:
     rng, noise = np.random.default_rng([7, number]), torch.Generator().manual_seed(7_000_000 + number)
     drawn = [drawing_and_prompt(rng, matching=0.5) for _ in range(ROLLOUTS)]
@@ -198,17 +200,18 @@ def new_scorer() -> Scorer:
     return scorer
 
 
-def save(scorer: Scorer, average: Scorer, optimizer: torch.optim.AdamW, progress: dict) -> None:
+def save(
+    scorer: Scorer, average: Scorer, optimizer: torch.optim.AdamW, progress: dict, path: Path = CHECKPOINT
+) -> None:
     tensors = {f"weights.{n}": t for n, t in scorer.state_dict().items()}
     tensors |= {f"average.{n}": t for n, t in average.state_dict().items()}
     for name, parameter in scorer.named_parameters():
         state = optimizer.state[parameter]
         tensors |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
-    write(FOLDER / "checkpoint.safetensors", tensors, {"progress": json.dumps(progress)})
+    write(path, tensors, {"progress": json.dumps(progress)})
 
 
-def resume(scorer: Scorer, average: Scorer, optimizer: torch.optim.AdamW) -> dict:
-    path = FOLDER / "checkpoint.safetensors"
+def resume(scorer: Scorer, average: Scorer, optimizer: torch.optim.AdamW, path: Path = CHECKPOINT) -> dict:
     if not path.exists():
         return {"update": 0, "cpu_seconds": 0.0}
     tensors = load_file(path)
@@ -225,11 +228,43 @@ def resume(scorer: Scorer, average: Scorer, optimizer: torch.optim.AdamW) -> dic
     return progress
 
 
+def learn(
+    scorer: Scorer,
+    average: Scorer,
+    optimizer: torch.optim.AdamW,
+    batch: dict[str, Tensor],
+    update: int,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """One update on some rows of the data; the two losses."""
+    x, sigma = batch["x"].float(), batch["sigma"]
+    # Finished latents come as they are and as images, whose values are bounded.
+    bounded = (sigma == 0) & torch.from_numpy(rng.random(len(x)) < 0.5)
+    x = torch.where(bounded[:, None, None, None], x.clamp(-1, 1), x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logit, counts = scorer(x, sigma, batch["tokens"].long())
+    verdict = F.binary_cross_entropy_with_logits(logit, batch["right"].float())
+    counting = (counts - batch["counts"].float()).square().sum(1).mean()
+    (verdict + COUNTS_WEIGHT * counting).backward()
+    torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    keep = min(AVERAGE, (1 + update) / (10 + update))
+    with torch.no_grad():
+        for kept, new in zip(average.parameters(), scorer.parameters(), strict=True):
+            kept.lerp_(new, 1 - keep)
+    return verdict.item(), counting.item()
+
+
+def stored(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """The rows of stored chunks."""
+    chunks = [load_file(path) for path in paths]
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
 def train(updates: int, seconds: float) -> None:
     """Up to update number `updates`, where the learning rate has fallen; at most some seconds of it now."""
-    chunks = [load_file(path) for path in sorted(FOLDER.glob("chunk-*.safetensors"))]
-    data = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    del chunks
+    data = stored(sorted(FOLDER.glob("chunk-*.safetensors")))
     scorer, average = new_scorer(), new_scorer()
     optimizer = torch.optim.AdamW(scorer.parameters(), betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     progress = resume(scorer, average, optimizer)
@@ -239,25 +274,10 @@ def train(updates: int, seconds: float) -> None:
         update = progress["update"]
         rng = np.random.default_rng([11, update])
         rows = torch.from_numpy(rng.integers(len(data["x"]), size=BATCH))
-        x, sigma = data["x"][rows].float(), data["sigma"][rows]
-        # Finished latents come as they are and as images, whose values are bounded.
-        bounded = (sigma == 0) & torch.from_numpy(rng.random(BATCH) < 0.5)
-        x = torch.where(bounded[:, None, None, None], x.clamp(-1, 1), x)
         decay = 1 - (1 - FLOOR) * max(0.0, update / updates - 0.3) / 0.7
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, (update + 1) / WARMUP) * decay
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logit, counts = scorer(x, sigma, data["tokens"][rows].long())
-        verdict = F.binary_cross_entropy_with_logits(logit, data["right"][rows].float())
-        counting = (counts - data["counts"][rows].float()).square().sum(1).mean()
-        (verdict + COUNTS_WEIGHT * counting).backward()
-        torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        keep = min(AVERAGE, (1 + update) / (10 + update))
-        with torch.no_grad():
-            for kept, new in zip(average.parameters(), scorer.parameters(), strict=True):
-                kept.lerp_(new, 1 - keep)
-        losses.append((verdict.item(), counting.item()))
+        batch = {name: values[rows] for name, values in data.items()}
+        losses.append(learn(scorer, average, optimizer, batch, update, rng))
         progress = {"update": update + 1, "cpu_seconds": round(clock + time.process_time(), 1)}
         if time.monotonic() - logged > LOG_EVERY:
             means = np.mean(losses, 0).round(4).tolist()
@@ -304,23 +324,21 @@ def measure(scorer: Scorer, seeds: int = 2) -> dict:
     return {"samples": len(right), "right": round(right.float().mean().item(), 4), "by_sigma": table}
 
 
-def averaged() -> tuple[Scorer, dict]:
+def averaged(path: Path = CHECKPOINT) -> tuple[Scorer, dict]:
+    """The averaged weights as they ship, in float16, and how far they were trained."""
     scorer, average = new_scorer(), new_scorer()
-    progress = resume(scorer, average, torch.optim.AdamW(scorer.parameters()))
-    return average.eval(), progress
+    progress = resume(scorer, average, torch.optim.AdamW(scorer.parameters()), path)
+    average.load_state_dict({name: t.half().float() for name, t in average.state_dict().items()})
+    return average.eval().requires_grad_(False), progress
 
 
-def export() -> None:
+def export(path: Path, reached: dict) -> None:
     """The averaged weights as float16, and beside them what they reach."""
-    average, progress = averaged()
-    weights = {name: t.half() for name, t in average.state_dict().items()}
+    weights = {name: t.half() for name, t in averaged(path)[0].state_dict().items()}
     write(WEIGHTS, weights, {"config": CONFIG.model_dump_json()})
-    average.load_state_dict({name: t.float() for name, t in weights.items()})
     about = {
-        **progress,
-        "held_out": measure(average),
+        **reached,
         "parameters": sum(t.numel() for t in weights.values()),
-        "rollouts": ROLLOUTS * len(list(FOLDER.glob("chunk-*.safetensors"))),
         "torch": torch.__version__,
         "hardware": f"one thread, {platform.machine()}",
     }
@@ -330,7 +348,7 @@ def export() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the scorer of the scenes world, stage by stage.")
-    parser.add_argument("stage", choices=["data", "train", "evaluate", "export"])
+    parser.add_argument("stage", choices=["data", "train", "evaluate"])
     parser.add_argument("--chunks", type=int, default=28, help="of data, 2048 rollouts each")
     parser.add_argument("--updates", type=int, default=9000, help="of the whole training")
     parser.add_argument(
@@ -348,8 +366,6 @@ def main() -> None:
         case "evaluate":
             average, progress = averaged()
             print(json.dumps({**progress, **measure(average)}, indent=2))
-        case "export":
-            export()
 
 
 if __name__ == "__main__":
