@@ -25,6 +25,7 @@ from torch import Tensor
 from train_scenes_scorer import (
     BASE,
     BATCH,
+    CHECKPOINT,
     EULER_STEPS,
     FOLDER,
     STATES,
@@ -49,6 +50,7 @@ from thalweg.core.values import Prompt
 from thalweg.models.miniature.network import Miniature
 from thalweg.models.miniature.policy import load_network
 from thalweg.models.miniature.scorer import Scorer
+from thalweg.worlds.scenes.drawing import CANVAS
 from thalweg.worlds.scenes.vocabulary import tokenize
 
 HARDENED = FOLDER / "hardened.safetensors"
@@ -80,7 +82,7 @@ def climb(
     for _ in range(updates):
         prompts = [any_prompt(rng) for _ in range(CLIMBERS)]
         tokens = tokenize([p.text for p in prompts])
-        x = torch.from_numpy(rng.standard_normal((CLIMBERS, 3, 16, 16), dtype=np.float32))
+        x = torch.from_numpy(rng.standard_normal((CLIMBERS, 3, CANVAS, CANVAS), dtype=np.float32))
         last = int(rng.choice([1, 2, 4]))  # steps with a gradient
         split = EULER_STEPS - last
         with torch.no_grad():
@@ -171,9 +173,9 @@ def harden(rounds: int, seconds: float) -> None:
     optimizer = torch.optim.AdamW(scorer.parameters(), betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     progress = resume(scorer, average, optimizer, HARDENED)
     if not HARDENED.exists():
-        progress = averaged()[1]
+        trained, progress = averaged()
         for network in (scorer, average):
-            network.load_state_dict(averaged()[0].state_dict())
+            network.load_state_dict(trained.state_dict())
     clock, began = progress["cpu_seconds"] - time.process_time(), time.monotonic()
     first = stored(sorted(FOLDER.glob("chunk-*.safetensors")))
     while (number := progress.get("round", 0)) < rounds and time.monotonic() - began < seconds:
@@ -216,6 +218,11 @@ def main() -> None:
         "--seconds", type=float, default=900, help="wall-clock time of this piece of training"
     )
     options = parser.parse_args()
+    needed, maker = HARDENED, "harden_scenes_scorer.py rounds"
+    if options.stage == "rounds":
+        needed, maker = CHECKPOINT, "train_scenes_scorer.py train"
+    if not needed.exists():
+        parser.error(f"{options.stage}: {needed} is missing; run scripts/{maker} first")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     match options.stage:
