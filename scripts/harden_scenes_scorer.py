@@ -2,7 +2,7 @@
 
 After `train_scenes_scorer.py train`, each round resumable and on one thread:
 
-    python scripts/harden_scenes_scorer.py rounds    # 32 rounds of 80 CPU-seconds
+    python scripts/harden_scenes_scorer.py rounds    # 32 rounds of 76 CPU-seconds
     python scripts/harden_scenes_scorer.py evaluate  # what climbing it gains; AUC on held-out prompts
     python scripts/harden_scenes_scorer.py export    # float16 weights into the package
 
@@ -40,6 +40,7 @@ from train_scenes_scorer import (
     log,
     measure,
     new_scorer,
+    optimizer_of,
     resume,
     save,
     stored,
@@ -170,7 +171,7 @@ def summary(parts: list[dict[str, Tensor]], window: int = 8) -> dict:
 def harden(rounds: int, seconds: float) -> None:
     """Up to round number `rounds`, where the rate has fallen; no round is begun after some seconds."""
     scorer, average = new_scorer(), new_scorer()
-    optimizer = torch.optim.AdamW(scorer.parameters(), betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    optimizer = optimizer_of(scorer)
     progress = resume(scorer, average, optimizer, HARDENED)
     if not HARDENED.exists():
         trained, progress = averaged()

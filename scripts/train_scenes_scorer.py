@@ -200,6 +200,10 @@ def new_scorer() -> Scorer:
     return scorer
 
 
+def optimizer_of(scorer: Scorer) -> torch.optim.AdamW:
+    return torch.optim.AdamW(scorer.parameters(), betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+
+
 def save(
     scorer: Scorer, average: Scorer, optimizer: torch.optim.AdamW, progress: dict, path: Path = CHECKPOINT
 ) -> None:
@@ -266,7 +270,7 @@ def train(updates: int, seconds: float) -> None:
     """Up to update number `updates`, where the learning rate has fallen; at most some seconds of it now."""
     data = stored(sorted(FOLDER.glob("chunk-*.safetensors")))
     scorer, average = new_scorer(), new_scorer()
-    optimizer = torch.optim.AdamW(scorer.parameters(), betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    optimizer = optimizer_of(scorer)
     progress = resume(scorer, average, optimizer)
     clock, began, saved, logged = progress["cpu_seconds"] - time.process_time(), *[time.monotonic()] * 3
     losses: list[tuple[float, float]] = []
@@ -327,7 +331,7 @@ def measure(scorer: Scorer, seeds: int = 2) -> dict:
 def averaged(path: Path = CHECKPOINT) -> tuple[Scorer, dict]:
     """The averaged weights as they ship, in float16, and how far they were trained."""
     scorer, average = new_scorer(), new_scorer()
-    progress = resume(scorer, average, torch.optim.AdamW(scorer.parameters()), path)
+    progress = resume(scorer, average, optimizer_of(scorer), path)
     average.load_state_dict({name: t.half().float() for name, t in average.state_dict().items()})
     return average.eval().requires_grad_(False), progress
 
