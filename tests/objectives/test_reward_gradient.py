@@ -56,6 +56,53 @@ def test_the_gradient_is_that_of_finite_differences(name, margin):
     assert_close(slope, slope_by_differences(loss, field), rtol=1e-6, atol=1e-8)
 
 
+def beginning(name, rows):
+    """Where the first pass of the route is, by hand."""
+    if name not in ("denoise", "invert"):
+        return rows.states[:, 0], rows.sigmas[:, 0]
+    (noise, x0), sigma = rows.states.unbind(1), rows.sigmas[:, 0 if name == "denoise" else 1]
+    return sigma[:, None] * noise + (1 - sigma[:, None]) * x0, sigma
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_the_reference_pulls_the_velocity_where_the_route_begins(name):
+    route, rows = ROUTES[name]
+    field = NonlinearField(reference=0.4)
+    x, sigma = beginning(name, rows)
+    theta, reference = field.theta.detach(), field.named["reference"]
+    apart = field.of(theta, x, sigma) - field.of(reference, x, sigma)
+    of_theta = x / torch.cosh(theta * x + sigma[:, None]) ** 2 + 2 * theta * sigma[:, None]
+    free, held = (RewardGradient(route=route, scale=0.5, reference_weight=w) for w in (0.0, 3.0))
+    found = slope_of(loss_of(held, field, rows), field) - slope_of(loss_of(free, field, rows), field)
+    assert_close(found, float(3.0 * (2 * apart * of_theta).mean(1).sum()))
+    report = held.path_loss(field, rows)[1]
+    assert_close(report["distance/reference"], apart.square().mean(1))
+    assert free.anchors == () and held.anchors == ("reference",)
+
+
+@pytest.mark.parametrize(
+    ("route", "rows"),
+    [(OneStep(), 1), (LastSteps(num_steps=2), 1), (LastSteps(copies=3), 3), (Leap(), 1), (DirectAlign(), 2)],
+)
+def test_the_pull_costs_one_pass_of_the_reference_for_each_way(route, rows, tiny_policy, prompts):
+    policy = tiny_policy()
+    policy.weights.add("reference")
+    rollout = Rollout(plan=Deterministic(), group_size=1, steps=4, schedule=Uniform())
+    forest = grow(policy, prompts[:1], [Root(0, 0, 0, 0)], rollout, seed=0, iteration=0, keep_states=True)
+    spent = []
+    for weight in (0.0, 1.0):
+        objective = RewardGradient(route=route, reference_weight=weight)
+        found = objective.experience(forest, forest.advantages(torch.zeros(1, 1)), seed=0, iteration=0)
+        before, judge = policy.passes.evaluations, judge_of([Brightness()], forest.prompts)
+        backward(objective, policy, found, forest.condition, 8, 1.0, judge=judge)
+        spent.append(policy.passes.evaluations - before)
+        gradient, others = objective.passes(4)
+        assert spent[-1] == gradient + sum(others.values())
+    assert spent[1] - spent[0] == rows
+    with policy.weights.use("reference"):  # no graph is left open
+        pass
+
+
 def test_one_step_is_minus_sigma_times_the_slopes_of_reward_and_velocity():
     route, rows = ROUTES["one step"]
     field = NonlinearField()
@@ -174,8 +221,8 @@ def test_leaps_have_the_values_of_the_real_states_and_the_papers_gradient(alpha)
     states, sigmas = normal(2, 3, 1), levels((0.9, 0.4, 0.0), (0.7, 0.2, 0.0))
     field, rows = NonlinearField(), paths(states, sigmas)
     route = Leap(input_gradient=alpha)
-    x0, count = route.follow(field, rows)
-    assert_close(x0.detach(), states[:, 2])
+    walk = route.follow(field, rows)
+    assert_close(walk.x0.detach(), states[:, 2])
     (x_k, x_j, x_0), (k, j) = states[..., 0].unbind(1), sigmas[:, :2].unbind(1)
     theta = field.theta.detach()
 
@@ -186,13 +233,13 @@ def test_leaps_have_the_values_of_the_real_states_and_the_papers_gradient(alpha)
     expected = -j * of_theta(x_j, j) - (k - j) * of_theta(x_k, k)
     expected = expected + alpha * j * (k - j) * of_x * of_theta(x_k, k)
     for row in (0, 1):
-        (got,) = torch.autograd.grad(x0[row, 0], field.theta, retain_graph=True)
+        (got,) = torch.autograd.grad(walk.x0[row, 0], field.theta, retain_graph=True)
         assert_close(got, expected[row])
     leap_j = x_k - (k - j) * field.of(theta, x_k, k)
     leap_0 = x_j - j * field.of(theta, x_j, j)
     floor = torch.tensor(0.1, dtype=torch.float64)
     missed = torch.maximum((x_j - leap_j).abs(), floor) + torch.maximum((x_0 - leap_0).abs(), floor)
-    assert_close(count, 1 / missed)
+    assert_close(walk.count, 1 / missed)
 
 
 def test_two_leaps_over_two_steps_are_the_whole_gradient(linear_policy):
@@ -226,7 +273,7 @@ def test_direct_align_recovers_the_sample_where_the_velocity_is_its_own(step):
             return noise - x0 + self.theta
 
     field = Straight(theta=0.0)
-    clean, _ = DirectAlign().follow(field, rows)
+    clean = DirectAlign().follow(field, rows).x0
     assert_close(clean.detach(), x0, rtol=1e-9, atol=1e-9)
     (high, low), sign = rows.sigmas.unbind(1), -1 if step == 0 else 1
     there = low if step == 0 else high
@@ -258,7 +305,7 @@ def test_direct_align_down_to_the_data_is_refl_from_the_upper_level(high):
     aligned = paths(ends, levels((high, 0.0), (high, 0.0)))
     late = paths(state, levels((high,), (high,)))
     clean = state[:, 0] - high * field.of(field.theta.detach(), state[:, 0], aligned.sigmas[:, 0])
-    assert_close(DirectAlign().follow(field, aligned)[0].detach(), clean)
+    assert_close(DirectAlign().follow(field, aligned).x0.detach(), clean)
     found = slope_of(loss_of(RewardGradient(route=DirectAlign()), field, aligned), field)
     assert abs(found) > 1e-3
     assert_close(found, slope_of(loss_of(RewardGradient(route=OneStep()), field, late), field))

@@ -151,7 +151,7 @@ class DistributionMatching(Part):
         target = self.diversity.target(field, self.teacher, first) if self.diversity else None
 
         way = replace(rows, states=start[:, None], sigmas=rows.sigmas[:, num:])
-        again, _ = LastSteps(num_steps=None, recompute=self.recompute).follow(field, way)
+        again = LastSteps(num_steps=None, recompute=self.recompute).follow(field, way).x0
         missed = [(again - (again - d).detach()).square().flatten(1).mean(1).cpu() / 2 for d in directions]
         terms = (torch.stack(missed, 1) * counts).mean(1)
         report["direction"] = torch.stack([rms(direction) for direction in directions], 1).mean(1)

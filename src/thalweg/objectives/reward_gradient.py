@@ -1,18 +1,19 @@
 """The gradient of a differentiable reward, back-propagated through sampling: ReFL, DRaFT, AlignProp, DRTune,
 LeapAlign, SRPO.
 
-    L = -w r(x̂0),      or with a margin m,      L = w max(0, m - r(x̂0))
+    L = -w r(x̂0) + λ <(v_θ - v_ref)²>,      or with a margin m,      w max(0, m - r(x̂0)) in place of -w r
 
 A route leads from stored states to x̂0 with a gradient to the weights, and says w. Methods differ in the
-route alone, and in what they call good (`relative`). Nothing holds the policy back but the margin and the
-number of iterations: watch held-out rewards. Shapes: B rows, ... latent axes.
+route alone, and in what they call good (`relative`). λ is ours, at the state where the route begins: it has
+the place of ReFL's loss of pre-training, without its data. With λ = 0 nothing holds the policy back but the
+margin and the number of iterations: watch held-out rewards. Shapes: B rows, ... latent axes.
 """
 
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from thalweg.core.forest import Advantages, Forest
@@ -62,6 +63,10 @@ class RewardGradient(Part):
     """Factor of the loss; without clipping of gradients and with plain Adam it changes nothing."""
     relative: Relative | None = None
     """Score two wordings of the prompt against each other."""
+    reference_weight: NonNegativeFloat = 0.0
+    """λ: of the distance to the reference, beside `scale`; 0 spares its passes."""
+    reference: str = "reference"
+    """Named weights that the distance is from."""
 
     @property
     def unit(self) -> Unit:
@@ -69,7 +74,7 @@ class RewardGradient(Part):
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        return ()
+        return (self.reference,) if self.reference_weight > 0 else ()
 
     @property
     def reads_reward(self) -> bool:
@@ -80,15 +85,22 @@ class RewardGradient(Part):
 
     def passes(self, steps: int) -> tuple[int, dict[str, int]]:
         gradient, others = self.route.passes(steps)
-        return gradient, {CURRENT: others}
+        return gradient, {CURRENT: others} | dict.fromkeys(self.anchors, self.route.walks)
 
     def path_loss(
         self, field: VelocityField, rows: Paths
     ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
-        x0, count = self.route.follow(field, rows)
+        before = [field.velocity_of(name, *self.route.start(rows)) for name in self.anchors]
+        walk = self.route.follow(field, rows)
+        x0, count = walk.x0, walk.count
         reward = field.reward(x0) if self.relative is None else self.relative.reward(field, x0, rows)
         terms = -reward if self.margin is None else (self.margin - reward).relu()
         report = {"path_reward": reward.detach()}
         if self.margin is not None:
             report["margin_reached"] = (reward.detach() >= self.margin).float()
-        return self.scale * count.to(terms) * terms * rows.weight.to(terms), report
+        terms = self.scale * count.to(terms) * terms
+        for base in before:
+            far = (walk.velocity - base).square().flatten(1).mean(1)
+            terms = terms + self.reference_weight * far.to(terms)
+            report[f"distance/{self.reference}"] = far.detach()
+        return terms * rows.weight.to(terms), report

@@ -13,7 +13,9 @@ rows, ... latent axes.
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, PositiveFloat
+from torch import Tensor
 
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.part import Part
@@ -22,7 +24,7 @@ from thalweg.flow import LinearPath, flow_norm
 from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.contract import VelocityField
 from thalweg.objectives.pathwise_rows import draws, levels_of, paths_of
-from thalweg.objectives.routes.contract import Sample
+from thalweg.objectives.routes.contract import Walk
 
 PATH = LinearPath()
 Level = Annotated[float, Field(gt=0, lt=1)]
@@ -51,14 +53,22 @@ class DirectAlign(Part):
         sigmas = self.shift * pair / (1 + (self.shift - 1) * pair)
         return paths_of(forest, advantages, [ends, ends], list(sigmas.unbind(1)))
 
+    @property
+    def walks(self) -> int:
+        return 2
+
     def passes(self, steps: int) -> tuple[int, int]:
         return 2, 0
 
-    def follow(self, field: VelocityField, rows: Paths) -> Sample:
+    def start(self, rows: Paths) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         (noise, x0), (high, low) = rows.states.unbind(1), rows.sigmas.unbind(1)
-        inverts = rows.step == 1
-        here, there = torch.where(inverts, low, high), torch.where(inverts, high, low)
-        x = PATH.corrupt(x0, noise, here)
-        stepped = x + over_latents(there - here, x) * field.velocity(x, here)
+        here = torch.where(rows.step == 1, low, high)
+        return PATH.corrupt(x0, noise, here), here
+
+    def follow(self, field: VelocityField, rows: Paths) -> Walk:
+        x, here = self.start(rows)
+        noise, there = rows.states[:, 0], rows.sigmas.sum(1) - here
+        velocity = field.velocity(x, here)
+        stepped = x + over_latents(there - here, x) * velocity
         clean = (stepped - over_latents(there, x) * noise) / over_latents(1 - there, x)
-        return clean, torch.ones_like(rows.weight)
+        return Walk(clean, torch.ones_like(rows.weight), velocity)

@@ -11,7 +11,9 @@ latent axes.
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.noise import Address, normals
@@ -21,7 +23,7 @@ from thalweg.flow import LinearPath
 from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.contract import VelocityField
 from thalweg.objectives.pathwise_rows import levels_of, paths_of
-from thalweg.objectives.routes.contract import Sample
+from thalweg.objectives.routes.contract import Walk
 
 PATH = LinearPath()
 
@@ -75,14 +77,21 @@ class LastSteps(Part):
             starts.append(PATH.corrupt(x0, noise, way[:, 0])[:, None])
         return paths_of(forest, advantages, starts, [way] * self.copies)
 
+    @property
+    def walks(self) -> int:
+        return max(self.copies, 1)
+
     def passes(self, steps: int) -> tuple[int, int]:
-        count = (steps if self.num_steps is None else self.num_steps) * max(self.copies, 1)
+        count = (steps if self.num_steps is None else self.num_steps) * self.walks
         return count, count if self.recompute else 0
 
-    def follow(self, field: VelocityField, rows: Paths) -> Sample:
-        x = rows.states[:, 0]
+    def start(self, rows: Paths) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
+        return rows.states[:, 0], rows.sigmas[:, 0]
+
+    def follow(self, field: VelocityField, rows: Paths) -> Walk:
+        x, velocities = rows.states[:, 0], list[Tensor]()
         for sigma, sigma_next in zip(rows.sigmas[:, :-1].T, rows.sigmas[:, 1:].T, strict=True):
             at = x.detach() if self.detach_input else x
-            velocity = field.velocity(at, sigma, recompute=self.recompute)
-            x = field.as_stored(x + over_latents(sigma_next - sigma, x) * velocity)
-        return x, torch.ones_like(rows.weight)
+            velocities.append(field.velocity(at, sigma, recompute=self.recompute))
+            x = field.as_stored(x + over_latents(sigma_next - sigma, x) * velocities[-1])
+        return Walk(x, torch.ones_like(rows.weight), velocities[0])

@@ -14,7 +14,9 @@ A term counts by 1 / (max(d_j, τ) + max(d_0, τ)), d = <|real - leap|>. k and j
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, PositiveFloat
+from torch import Tensor
 
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.part import Part
@@ -22,7 +24,7 @@ from thalweg.core.values import Paths
 from thalweg.flow.broadcast import over_latents
 from thalweg.objectives.contract import VelocityField
 from thalweg.objectives.pathwise_rows import draws, levels_of, paths_of
-from thalweg.objectives.routes.contract import Sample
+from thalweg.objectives.routes.contract import Walk
 
 
 class Leap(Part):
@@ -43,12 +45,20 @@ class Leap(Part):
         three = states[torch.arange(len(states))[:, None], ends.to(states.device)]
         return paths_of(forest, advantages, [three], [sigmas[ends]])
 
+    @property
+    def walks(self) -> int:
+        return 1
+
     def passes(self, steps: int) -> tuple[int, int]:
         return 2, 0
 
-    def follow(self, field: VelocityField, rows: Paths) -> Sample:
+    def start(self, rows: Paths) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
+        return rows.states[:, 0], rows.sigmas[:, 0]
+
+    def follow(self, field: VelocityField, rows: Paths) -> Walk:
         (x_k, x_j, x_0), (k, j) = rows.states.unbind(1), rows.sigmas[:, :2].unbind(1)
-        leap_j = x_k - over_latents(k - j, x_k) * field.velocity(x_k, k)
+        velocity = field.velocity(x_k, k)
+        leap_j = x_k - over_latents(k - j, x_k) * velocity
         at_j = leap_j + (x_j - leap_j).detach()
         inside = self.input_gradient * at_j + (1 - self.input_gradient) * at_j.detach()
         leap_0 = at_j - over_latents(j, x_j) * field.velocity(inside, j)
@@ -56,4 +66,4 @@ class Leap(Part):
             (real - leap).detach().flatten(1).abs().mean(1).clamp(min=self.floor)
             for real, leap in ((x_j, leap_j), (x_0, leap_0))
         ]
-        return leap_0 + (x_0 - leap_0).detach(), 1 / (missed[0] + missed[1])
+        return Walk(leap_0 + (x_0 - leap_0).detach(), 1 / (missed[0] + missed[1]), velocity)

@@ -11,7 +11,9 @@ import math
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
 from thalweg.core.forest import Advantages, Forest
 from thalweg.core.part import Part
@@ -19,7 +21,7 @@ from thalweg.core.values import Paths
 from thalweg.flow import x0_from_velocity
 from thalweg.objectives.contract import VelocityField
 from thalweg.objectives.pathwise_rows import draws, levels_of, paths_of
-from thalweg.objectives.routes.contract import Sample
+from thalweg.objectives.routes.contract import Walk
 
 
 class OneStep(Part):
@@ -40,9 +42,17 @@ class OneStep(Part):
         here = states[torch.arange(len(states)), step.to(states.device)]
         return paths_of(forest, advantages, [here[:, None]], [sigmas[step][:, None]])
 
+    @property
+    def walks(self) -> int:
+        return 1
+
     def passes(self, steps: int) -> tuple[int, int]:
         return 1, 0
 
-    def follow(self, field: VelocityField, rows: Paths) -> Sample:
-        x, sigma = rows.states[:, 0], rows.sigmas[:, 0]
-        return x0_from_velocity(x, field.velocity(x, sigma), sigma), torch.ones_like(rows.weight)
+    def start(self, rows: Paths) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
+        return rows.states[:, 0], rows.sigmas[:, 0]
+
+    def follow(self, field: VelocityField, rows: Paths) -> Walk:
+        x, sigma = self.start(rows)
+        velocity = field.velocity(x, sigma)
+        return Walk(x0_from_velocity(x, velocity, sigma), torch.ones_like(rows.weight), velocity)
