@@ -9,13 +9,15 @@ from training.small_runs import small, trains
 
 B = 8
 CASES = [
-    ("refl", {}, 8 * B + B, B),
-    ("draft", {}, 8 * B + 4 * B, 2 * B),  # two steps, recomputed
-    ("draft", {"objective.route.recompute": False}, 8 * B + 2 * B, 2 * B),
-    ("draft-lv", {}, 8 * B + 4 * B, 2 * B),  # two copies, recomputed
-    ("leap-align", {}, 8 * B + 2 * B, 2 * B),
-    ("srpo", {}, 8 * B + 2 * B, 2 * B),  # two directions
-    ("srpo", {"model.guidance_scale": 2.0}, 2 * (8 * B + 2 * B), 2 * 2 * B),
+    # The reference once for each way, unless its weight is 0.
+    ("refl", {}, 8 * B + (1 + 1) * B, B),
+    ("refl", {"objective.reference_weight": 0}, 8 * B + B, B),
+    ("draft", {}, 8 * B + (4 + 1) * B, 2 * B),  # two steps, recomputed
+    ("draft", {"objective.route.recompute": False}, 8 * B + (2 + 1) * B, 2 * B),
+    ("draft-lv", {}, 8 * B + (4 + 2) * B, 2 * B),  # two copies, recomputed
+    ("leap-align", {}, 8 * B + (2 + 1) * B, 2 * B),
+    ("srpo", {}, 8 * B + (2 + 2) * B, 2 * B),  # two directions
+    ("srpo", {"model.guidance_scale": 2.0}, 2 * (8 * B + (2 + 2) * B), 2 * 2 * B),
     # 7 products with a Jacobian, the reference and the policy at 4 steps.
     ("adjoint-matching", {}, 8 * B + (7 + 4 + 4) * B, (7 + 4) * B),
     ("adjoint-matching-ode", {}, 8 * B + (2 + 3 + 3) * B, (2 + 3) * B),

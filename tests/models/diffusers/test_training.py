@@ -160,7 +160,10 @@ def test_what_a_real_model_lacks_is_listed_at_once():
 
 CLIMBING = {
     "rewards": ["brightness"],
-    "weights": {"evaluation": {"update": {"kind": "ema", "decay": 0.5, "per": "update"}}},
+    "weights": {
+        "reference": {"update": "frozen"},
+        "evaluation": {"update": {"kind": "ema", "decay": 0.5, "per": "update"}},
+    },
     "evaluation.steps": 3,
     "rollout.group_size": 2,
 }
@@ -176,14 +179,10 @@ CLIMBING = {
         ("align-prop", "flux2_klein", {}),
         ("leap-align", "sd3", {}),
         ("rats", "sd3", {"weights.teacher": {"update": {"kind": "ema", "decay": 0.9, "per": "update"}}}),
-        (
-            "adjoint-matching",
-            "flux",
-            {"weights.reference": {"update": "frozen"}, "rollout.steps": 8, "objective.num_steps": 2},
-        ),
+        ("adjoint-matching", "flux", {"rollout.steps": 8, "objective.num_steps": 2}),
         ("srpo", "qwen_image", {"objective.relative": None}),
-        ("adjoint-matching-ode", "sd3", {"weights.reference": {"update": "frozen"}}),
-        ("rsm-first-order", "sd15", {"weights.reference": {"update": "frozen"}, "objective.num_steps": 2}),
+        ("adjoint-matching-ode", "sd3", {}),
+        ("rsm-first-order", "sd15", {"objective.num_steps": 2}),
     ],
 )
 def test_a_real_family_climbs_a_reward_through_its_decoder(recipe, name, overrides, settings_of, tmp_path):
@@ -194,6 +193,7 @@ def test_a_real_family_climbs_a_reward_through_its_decoder(recipe, name, overrid
 
 def test_a_tiny_family_gets_brighter_by_the_gradient_of_brightness(settings_of, tmp_path):
     overrides = {"iterations": 12, "optim.learning_rate": 3e-2, "evaluation.every": 12}
+    overrides["objective.reference_weight"] = 0  # the recipe's is of log-odds, which are steeper
     run = train(load_recipe("draft", settings_of("sd3") | CLIMBING | overrides), tmp_path / "run")
     first, last = [line["reward"] for line in metrics_of(run) if line["event"] == "eval"]
     assert last > first + 0.01
