@@ -39,8 +39,8 @@ class SoundingModel(Part):
     """T."""
     loudness: PositiveFloat = 0.2
     """s: standard deviation of the base's waves."""
-    hidden_width: int = Field(default=64, ge=1)
-    """Of the voice."""
+    hidden_width: int = Field(default=1024, ge=1)
+    """Of the voice; a narrow one hardly moves at the learning rates of the picture's network."""
     guidance_scale: float = Field(default=1.0, ge=0)
     """Of the picture, as in the miniature model."""
     device: str = "cpu"
