@@ -97,8 +97,8 @@ def test_rows_of_given_samples_have_the_noise_that_was_worked_out(tiny_policy, p
     recipe, policy, forest = collected("diffusion-apo-half-online", tiny_policy, prompts)
     advantages = forest.advantages(torch.randn(8, 1, generator=torch.Generator().manual_seed(0)))
     rows = recipe.objective.experience(forest, advantages, seed=recipe.seed, iteration=0)
-    plain = collected("diffusion-apo", tiny_policy, prompts)[2]
-    expected = load_recipe("diffusion-apo").objective.experience(
+    plain_recipe, _, plain = collected("diffusion-apo", tiny_policy, prompts, {"objective.noise": "rollout"})
+    expected = plain_recipe.objective.experience(
         plain, plain.advantages(torch.zeros(8, 1)), seed=0, iteration=0
     )
     given = rows.seed_group == 0
