@@ -28,11 +28,6 @@ PROBLEMS = {
         ["rollout.given=[right]"],
         "objective 'reward_gradient' learns from the model's own steps",
     ),
-    "a path of given samples": (
-        "diffusion-apo-half-online",
-        ["objective.noise=path"],
-        "objective.noise='path': the samples of rollout.given have no path",
-    ),
     "places that nobody judges": (
         "creflow",
         ["rewards=[brightness]"],

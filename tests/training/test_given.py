@@ -90,22 +90,31 @@ def test_the_noise_of_a_given_sample_leads_back_to_it(linear_policy):
     condition = policy.encode([Prompt("a", {"shift": 0.0}), Prompt("b", {"shift": 3.0})])
     x0 = torch.tensor([[0.3, -0.2, 0.0], [3.5, 2.0, 3.0]])
     found = inverted(recipe, policy, x0, condition)
-    assert_close(found, torch.tensor([[0.6, -0.4, 0.0], [1.0, -2.0, 0.0]]), rtol=0, atol=5e-3)
+    assert_close(found[:, 0], torch.tensor([[0.6, -0.4, 0.0], [1.0, -2.0, 0.0]]), rtol=0, atol=5e-3)
+    assert torch.equal(found[:, -1], x0)
 
 
-def test_rows_of_given_samples_have_the_noise_that_was_worked_out(tiny_policy, prompts):
-    recipe, policy, forest = collected("diffusion-apo-half-online", tiny_policy, prompts)
+@pytest.mark.parametrize("noise", ["rollout", "path"])
+def test_rows_of_given_samples_have_the_noise_or_the_path_that_was_worked_out(noise, tiny_policy, prompts):
+    overrides = {"objective.noise": noise}
+    recipe, policy, forest = collected("diffusion-apo-half-online", tiny_policy, prompts, overrides)
     advantages = forest.advantages(torch.randn(8, 1, generator=torch.Generator().manual_seed(0)))
     rows = recipe.objective.experience(forest, advantages, seed=recipe.seed, iteration=0)
-    plain_recipe, _, plain = collected("diffusion-apo", tiny_policy, prompts, {"objective.noise": "rollout"})
+    plain_recipe, _, plain = collected("diffusion-apo", tiny_policy, prompts, overrides)
     expected = plain_recipe.objective.experience(
         plain, plain.advantages(torch.zeros(8, 1)), seed=0, iteration=0
     )
     given = rows.seed_group == 0
     x0 = forest.latents[forest.leaves.seed_group == 0]
     slots = forest.leaves.prompt_slot[forest.leaves.seed_group == 0]
-    worked_out = inverted(recipe, policy, x0, forest.condition.index(slots))
-    assert_close(rows.noise[given], worked_out.repeat_interleave(3, 0))
+    path = inverted(recipe, policy, x0, forest.condition.index(slots)).repeat_interleave(3, 0)
+    if noise == "rollout":
+        assert_close(rows.noise[given], path[:, 0])
+    else:
+        level = (8 * (1 - rows.sigma[given])).round().long()  # 8 even steps
+        assert len(level.unique()) > 1
+        seen, _ = recipe.objective.inputs(rows)
+        assert_close(seen[given], path[torch.arange(len(path)), level])
     for slot in (0, 1):
         for group in (1, 2, 3):
             one, other = (

@@ -1,9 +1,9 @@
 """Samples that are given and not drawn: what offline and half-online preference learns from.
 
 An embedded world draws pictures that are right, and the same ones spoiled in one thing; they stand first in
-the group of their prompt and are judged and credited like the model's own. Where the objective noises samples
-with the noise they came from, that of a given one is worked out by following the flow from data to noise
-(Diffusion-APO, arXiv:2605.07503). Shapes: B leaves, g given ones among them, M levels, ... latent axes.
+the group of their prompt and are judged and credited like the model's own. Where the objective reads the
+noise that samples came from, or their path, that of a given one is worked out by following the flow from data to
+noise (Diffusion-APO, arXiv:2605.07503). Shapes: B leaves, g given ones among them, M levels, ... latent axes.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ from thalweg.worlds import find_world
 
 
 def inverts(recipe: Recipe) -> bool:
-    """Whether the noise of given samples is worked out."""
+    """Whether the path of given samples is worked out."""
     return (
         bool(recipe.rollout.given)
         and isinstance(recipe.objective, Forward)
-        and recipe.objective.noise == "rollout"
+        and recipe.objective.noise in ("rollout", "path")
     )
 
 
@@ -53,14 +53,7 @@ def with_given(
     levels = [
         _longer(level, count, sigmas[at], is_first=at == 0) for at, level in enumerate(forest.levels[:-1])
     ]
-    levels.append(
-        replace(
-            _longer(last, count, sigmas[-1]),
-            end=first(ends, last.end),
-            latents=torch.cat([x0.to(last.latents), last.latents]),
-            row=first(range(count), torch.where(last.row < 0, last.row, last.row + count)),
-        )
-    )
+    levels.append(replace(_with(_longer(last, count, sigmas[-1]), x0), end=first(ends, last.end)))
     grown = replace(
         forest,
         levels=tuple(levels),
@@ -79,29 +72,33 @@ def with_given(
     )
     if not inverts(recipe):
         return grown
+    here = forest.condition.index(torch.tensor(condition, dtype=torch.int64))
+    path = inverted(recipe, policy, x0, here)
+    assert isinstance(recipe.objective, Forward)
+    if recipe.objective.noise == "path":
+        ways = zip(grown.levels[:-1], path.unbind(1)[:-1], strict=True)
+        return replace(grown, levels=(*(_with(level, x) for level, x in ways), grown.levels[-1]))
     own = zip(leaves.prompt_slot.tolist(), leaves.seed_group.tolist(), strict=True)
     initial = normals([Address(recipe.seed, "initial", iteration, p, g) for p, g in own], x0.shape[1:])
-    here = forest.condition.index(torch.tensor(condition, dtype=torch.int64))
-    worked_out = inverted(recipe, policy, x0, here)
-    return replace(grown, starts=torch.cat([worked_out, initial.to(worked_out)]))
+    return replace(grown, starts=torch.cat([path[:, 0], initial.to(path)]))
 
 
 def inverted(
     recipe: Recipe, policy: Policy, x0: Float[Tensor, "g ..."], condition: Condition
-) -> Float[Tensor, "g ..."]:
-    """The noise that the flow of the rollout's weights would have led to these samples from: Euler steps over
-    the rollout's levels, backwards.
+) -> Float[Tensor, "g M ..."]:
+    """The states, from noise to data, by which the flow of the rollout's weights would have led to these
+    samples: Euler steps over the rollout's levels, backwards.
     """
-    x, parts = x0, list[Tensor]()
     levels = recipe.rollout.sigmas(recipe.seed, 0).flip(0)
+    parts = [x0[:0, None].expand(-1, len(levels), *x0.shape[1:])]
     with policy.weights.use(recipe.rollout.weights):
         for rows in torch.arange(len(x0)).split(recipe.rollout.micro_batch):
-            x = x0[rows.to(x0.device)]
+            path = [x0[rows.to(x0.device)]]
             for sigma, noisier in pairwise(levels):
-                velocity = policy.velocity(x, sigma.expand(len(x)), condition.index(rows))
-                x = x + over_latents(noisier - sigma, x) * velocity
-            parts.append(x)
-    return torch.cat(parts) if parts else x0
+                velocity = policy.velocity(path[-1], sigma.expand(len(rows)), condition.index(rows))
+                path.append(path[-1] + over_latents(noisier - sigma, path[-1]) * velocity)
+            parts.append(torch.stack(path[::-1], 1))
+    return torch.cat(parts)
 
 
 def _pictures(
@@ -120,6 +117,14 @@ def _pictures(
         rng = Address(recipe.seed, "given", iteration, root.prompt_slot, turn).generator()
         images.append(torch.from_numpy(draws[kind](forest.prompts[root.condition], rng)).float()[None])
     return policy.read(torch.cat(images))
+
+
+def _with(level: Level, latents: Float[Tensor, "g ..."]) -> Level:
+    """The level, whose first nodes are given ones, with their latents before its own."""
+    count = len(latents)
+    row = torch.where(level.row < 0, level.row, level.row + count)
+    row[:count] = torch.arange(count)
+    return replace(level, latents=torch.cat([latents.to(level.latents), level.latents]), row=row)
 
 
 def _longer(level: Level, count: int, sigma: float, *, is_first: bool = False) -> Level:

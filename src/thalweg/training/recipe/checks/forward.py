@@ -28,11 +28,6 @@ def forward(objective: Forward, recipe: Recipe) -> list[str]:
             f"objective.corrective_weight: corrected rows stand by themselves, and the rule "
             f"'{objective.rule.kind}' spans several; use implicit, weighted or residual, or 0"
         )
-    if recipe.rollout.given and objective.noise == "path":
-        problems.append(
-            "objective.noise='path': the samples of rollout.given have no path; use noise=rollout, or leave "
-            "rollout.given out"
-        )
     if isinstance(sigmas, Grid):
         grid = recipe.rollout.sigmas(recipe.seed, 0)[:-1]
         levels = sigmas.candidates(len(grid))
