@@ -2,8 +2,9 @@
 
 An embedded world draws pictures that are right, and the same ones spoiled in one thing; they stand first in
 the group of their prompt and are judged and credited like the model's own. Where the objective reads the
-noise that samples came from, or their path, that of a given one is worked out by following the flow from data to
-noise (Diffusion-APO, arXiv:2605.07503). Shapes: B leaves, g given ones among them, M levels, ... latent axes.
+noise that samples came from, or their path, that of a given one is worked out by following the flow from data
+to noise (Diffusion-APO, arXiv:2605.07503). Shapes: B leaves, g given ones among them, M levels, ... latent
+axes.
 """
 
 from collections.abc import Sequence
