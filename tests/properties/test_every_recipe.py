@@ -186,7 +186,7 @@ def test_a_rollout_takes_the_passes_that_its_layout_says(name, tiny_policy, prom
     forest = collect(recipe, policy, prompts[:2], Processes(), iteration=0).forest
     passes, trained = cost(name, forest)
     # Cheap samples of other noises, or the way back from a given sample to its noise.
-    looks = {"sol-rl": 8 * 4, "diffusion-apo-half-online": 8}.get(name, 0)
+    looks = {"sol-rl": 8 * 4, "diffusion-apo-half-online": 7}.get(name, 0)
     assert policy.passes.evaluations == 2 * (passes + looks)
     assert sum(int(level.trained.sum()) for level in forest.levels) == 2 * trained
     assert recipe.rollout.passes(0, 0, 2) == (2 * passes, 2 * trained)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from thalweg.core.noise import Address, normals
 from thalweg.core.processes import Processes
 from thalweg.core.values import Prompt
 from thalweg.training.collect import collect
@@ -89,9 +90,11 @@ def test_the_noise_of_a_given_sample_leads_back_to_it(linear_policy):
     policy = linear_policy((3,))
     condition = policy.encode([Prompt("a", {"shift": 0.0}), Prompt("b", {"shift": 3.0})])
     x0 = torch.tensor([[0.3, -0.2, 0.0], [3.5, 2.0, 3.0]])
-    found = inverted(recipe, policy, x0, condition)
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    found = inverted(recipe, policy, x0, noise, condition)
     assert_close(found[:, 0], torch.tensor([[0.6, -0.4, 0.0], [1.0, -2.0, 0.0]]), rtol=0, atol=5e-3)
     assert torch.equal(found[:, -1], x0)
+    assert_close(found[:, -2], (1 - 1 / 2000) * x0 + 1 / 2000 * noise)
 
 
 @pytest.mark.parametrize("noise", ["rollout", "path"])
@@ -107,7 +110,8 @@ def test_rows_of_given_samples_have_the_noise_or_the_path_that_was_worked_out(no
     given = rows.seed_group == 0
     x0 = forest.latents[forest.leaves.seed_group == 0]
     slots = forest.leaves.prompt_slot[forest.leaves.seed_group == 0]
-    path = inverted(recipe, policy, x0, forest.condition.index(slots)).repeat_interleave(3, 0)
+    drawn = normals([Address(recipe.seed, "initial", 0, slot, 0) for slot in slots.tolist()], x0.shape[1:])
+    path = inverted(recipe, policy, x0, drawn, forest.condition.index(slots)).repeat_interleave(3, 0)
     if noise == "rollout":
         assert_close(rows.noise[given], path[:, 0])
     else:
@@ -126,8 +130,8 @@ def test_rows_of_given_samples_have_the_noise_or_the_path_that_was_worked_out(no
 @pytest.mark.parametrize(
     ("name", "group_size", "evaluations", "backwards"),
     [
-        # 2 prompts; 3 of 4 drawn in 8 steps, the noise of the first in 8; 3 levels, 3 weights.
-        ("diffusion-apo-half-online", 4, 2 * (3 * 8 + 8) + 2 * 2 * 3 * 3, 2 * 2 * 3),
+        # 2 prompts; 3 of 4 drawn in 8 steps, the noise of the first in 7; 3 levels, 3 weights.
+        ("diffusion-apo-half-online", 4, 2 * (3 * 8 + 7) + 2 * 2 * 3 * 3, 2 * 2 * 3),
         ("realalign", 2, 2 * 2 * 3 * 2, 2 * 2 * 3),
         ("diffusion-dpo", 4, 2 * 4 * 8 + 2 * 2 * 3 * 2, 2 * 2 * 3),
     ],

@@ -52,8 +52,8 @@ CASES = [
     ("omninft", {}, N * B + 3 * 3 * B, 3 * B),  # both parts in one pass
     ("diffusion-dpo", {}, N * B + 2 * 3 * 4, 3 * 4),
     ("diffusion-apo", {}, N * B + 3 * 3 * 4, 3 * 4),
-    # A given sample is followed back to its noise, in as many passes as one is drawn in.
-    ("diffusion-apo-half-online", {}, N * B + 3 * 3 * 4, 3 * 4),
+    # A given sample is followed back to its noise, but for the last step.
+    ("diffusion-apo-half-online", {}, N * B - 2 + 3 * 3 * 4, 3 * 4),
     ("realalign", {"rollout.group_size": 2}, 2 * 3 * 4, 3 * 4),  # nothing is drawn
     # Of each of 2·2 roots: the trunk to the fork at step 2, then 2 samples of each fork to the end.
     ("rsm-zeroth-order", {}, 4 * (3 + 2 * 7 + 2 * 5) + 2 * 16, 16),

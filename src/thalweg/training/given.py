@@ -2,8 +2,8 @@
 
 An embedded world draws pictures that are right, and the same ones spoiled in one thing; they stand first in
 the group of their prompt and are judged and credited like the model's own. Where the objective reads the
-noise that samples came from, or their path, that of a given one is worked out by following the flow from data
-to noise (Diffusion-APO, arXiv:2605.07503). Shapes: B leaves, g given ones among them, M levels, ... latent
+noise that samples came from, or their path, that of a given one is worked out: noise of the last level before
+data, and from there the flow, followed back (Diffusion-APO, arXiv:2605.07503, has the flow alone). Shapes: B leaves, g given ones among them, M levels, ... latent
 axes.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from thalweg.core.forest import Forest, Leaves, Level, Roots
 from thalweg.core.noise import Address, normals
 from thalweg.core.values import Condition
+from thalweg.flow import LinearPath
 from thalweg.flow.broadcast import over_latents
 from thalweg.models import Policy
 from thalweg.models.contract import ReadsImages
@@ -74,7 +75,8 @@ def with_given(
     if not inverts(recipe):
         return grown
     here = forest.condition.index(torch.tensor(condition, dtype=torch.int64))
-    path = inverted(recipe, policy, x0, here)
+    keys = [Address(recipe.seed, "initial", iteration, root.prompt_slot, root.seed_group) for root in roots]
+    path = inverted(recipe, policy, x0, normals(keys, x0.shape[1:]).to(x0), here)
     assert isinstance(recipe.objective, Forward)
     if recipe.objective.noise == "path":
         ways = zip(grown.levels[:-1], path.unbind(1)[:-1], strict=True)
@@ -85,17 +87,25 @@ def with_given(
 
 
 def inverted(
-    recipe: Recipe, policy: Policy, x0: Float[Tensor, "g ..."], condition: Condition
+    recipe: Recipe,
+    policy: Policy,
+    x0: Float[Tensor, "g ..."],
+    noise: Float[Tensor, "g ..."],
+    condition: Condition,
 ) -> Float[Tensor, "g M ..."]:
-    """The states, from noise to data, by which the flow of the rollout's weights would have led to these
-    samples: Euler steps over the rollout's levels, backwards.
+    """States, from noise to data, by which the flow of the rollout's weights may have led to these samples:
+    Euler steps over the rollout's levels, backwards.
+
+    The first goes by the noise, not by the flow: at σ = 0 a velocity knows no noise, and states without it are
+    none that a rollout visits.
     """
     levels = recipe.rollout.sigmas(recipe.seed, 0).flip(0)
     parts = [x0[:0, None].expand(-1, len(levels), *x0.shape[1:])]
     with policy.weights.use(recipe.rollout.weights):
         for rows in torch.arange(len(x0)).split(recipe.rollout.micro_batch):
-            path = [x0[rows.to(x0.device)]]
-            for sigma, noisier in pairwise(levels):
+            here = rows.to(x0.device)
+            path = [x0[here], LinearPath().corrupt(x0[here], noise[here], levels[1].expand(len(rows)))]
+            for sigma, noisier in pairwise(levels[1:]):
                 velocity = policy.velocity(path[-1], sigma.expand(len(rows)), condition.index(rows))
                 path.append(path[-1] + over_latents(noisier - sigma, path[-1]) * velocity)
             parts.append(torch.stack(path[::-1], 1))

@@ -82,7 +82,7 @@ def plan_of(
     drawn, stored = recipe.rollout.passes(recipe.seed, 0, prompts)
     trained = recipe.rollout.passes(recipe.seed, 0, prompts, steps)[1]
     if inverts(recipe):
-        drawn += prompts * len(recipe.rollout.given) * len(sigma)
+        drawn += prompts * len(recipe.rollout.given) * (len(sigma) - 1)
     passes = drawn * _passes_under(recipe, passes_per_velocity, recipe.rollout.weights)
     if recipe.rollout.explore is not None:
         explore = recipe.rollout.explore
