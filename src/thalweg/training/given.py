@@ -3,8 +3,8 @@
 An embedded world draws pictures that are right, and the same ones spoiled in one thing; they stand first in
 the group of their prompt and are judged and credited like the model's own. Where the objective reads the
 noise that samples came from, or their path, that of a given one is worked out: noise of the last level before
-data, and from there the flow, followed back (Diffusion-APO, arXiv:2605.07503, has the flow alone). Shapes: B leaves, g given ones among them, M levels, ... latent
-axes.
+data, and from there the flow, followed back (Diffusion-APO, arXiv:2605.07503, has the flow alone). Shapes: B
+leaves, g given ones among them, M levels, ... latent axes.
 """
 
 from collections.abc import Sequence
@@ -96,8 +96,8 @@ def inverted(
     """States, from noise to data, by which the flow of the rollout's weights may have led to these samples:
     Euler steps over the rollout's levels, backwards.
 
-    The first goes by the noise, not by the flow: at σ = 0 a velocity knows no noise, and states without it are
-    none that a rollout visits.
+    The first goes by the noise, not by the flow: at σ = 0 a velocity knows no noise, and no rollout visits
+    states without it.
     """
     levels = recipe.rollout.sigmas(recipe.seed, 0).flip(0)
     parts = [x0[:0, None].expand(-1, len(levels), *x0.shape[1:])]
