@@ -66,8 +66,8 @@ class DirectAlign(Part):
         return PATH.corrupt(x0, noise, here), here
 
     def follow(self, field: VelocityField, rows: Paths) -> Walk:
-        x, here = self.start(rows)
-        noise, there = rows.states[:, 0], rows.sigmas.sum(1) - here
+        (x, here), (high, low) = self.start(rows), rows.sigmas.unbind(1)
+        noise, there = rows.states[:, 0], torch.where(rows.step == 1, high, low)
         velocity = field.velocity(x, here)
         stepped = x + over_latents(there - here, x) * velocity
         clean = (stepped - over_latents(there, x) * noise) / over_latents(1 - there, x)
