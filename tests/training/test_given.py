@@ -124,7 +124,8 @@ def test_rows_of_given_samples_have_the_noise_or_the_path_that_was_worked_out(no
             one, other = (
                 r.noise[(r.prompt_slot == slot) & (r.seed_group == group)] for r in (rows, expected)
             )
-            assert torch.equal(one, other)
+            # On a path it is (x_σ - (1 - σ) x0) / σ, and the network rounds otherwise in other batches.
+            assert_close(one, other, atol=1e-4 if noise == "path" else 0, rtol=0)
 
 
 @pytest.mark.parametrize(

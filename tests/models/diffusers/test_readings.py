@@ -82,7 +82,7 @@ def test_a_rollout_without_noise_is_a_ddim_trajectory_of_the_stock_pipeline(name
         )
     finally:
         pipeline.scheduler = seam
-    assert_close(forest.latents, made.images, atol=1e-5, rtol=1e-5)
+    assert_close(forest.latents, made.images, atol=5e-5, rtol=1e-5)
 
 
 def test_a_drawn_step_is_ddims_own_with_noise(tiny_policy_of):

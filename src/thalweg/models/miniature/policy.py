@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, inject_adapter_in_model
 from pydantic import Field, field_validator
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -92,6 +91,8 @@ class MiniaturePolicy:
         self.passes_per_velocity = 1 if model.guidance_scale == 1 else 2
         self.network = network.to(self.device).eval()
         if model.lora is not None:
+            from peft import LoraConfig, inject_adapter_in_model  # loads slowly
+
             adapter = LoraConfig(
                 r=model.lora.rank,
                 lora_alpha=model.lora.alpha,
