@@ -74,6 +74,15 @@ def test_the_table_states_the_cost_of_the_baselines_final_score():
     assert "| not reached | not reached |" in rows
 
 
+def test_processor_time_is_held_against_the_baselines_on_the_same_hardware_alone():
+    other = [dataclasses.replace(result("fast", seed, 0.9), hardware="z" * seed + "other") for seed in (0, 1)]
+    runs = [(BASELINE, 0, 0.7), ("fast", 0, 0.9), ("fast", 1, 0.9)]
+    lines = [line for name, seed, end in runs for line in curve(name, seed, [(0, 0.5), (80, end)])]
+    rows = table([result(BASELINE, 0, 0.7), *other], lines)
+    assert "| a processor | 80 (1.0x) | 800 (1.0x) |" in rows
+    assert "| other, zother | 40 | 400 (2.0x) |" in rows
+
+
 def test_a_recipe_with_another_base_is_not_held_against_the_baseline():
     other = dataclasses.replace(result("other", 0, 0.9), base=0.1)
     curves = curve(BASELINE, 0, [(0, 0.5), (80, 0.7)]) + curve("other", 0, [(0, 0.1), (80, 0.9)])

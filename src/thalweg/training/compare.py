@@ -80,7 +80,8 @@ def table(results: Sequence[Result], curve: Curve = ()) -> str:
     """Markdown: a row a recipe, mean and sample standard deviation over seeds.
 
     Where the baseline is among them, the last columns but one say what each recipe spent until it reached the
-    baseline's final score and, in brackets, how often that cost would fit into the baseline's own.
+    baseline's final score and, in brackets, how often that cost would fit into the baseline's own: of
+    processor time only if both ran on the same hardware.
     """
     columns: list[tuple[str, str, Callable[[float], str]]] = [
         ("learning rate", "learning_rate", lambda v: f"{v:.2g}"),
@@ -98,7 +99,7 @@ def table(results: Sequence[Result], curve: Curve = ()) -> str:
     ]
     names = list(dict.fromkeys(r.recipe for r in results))
     costs = _costs(results, curve) if curve and BASELINE in names else {}
-    titles = ["recipe", "seeds", *(title for title, _, _ in columns), *costs, "published claim"]
+    titles = ["recipe", "seeds", *(title for title, _, _ in columns), "hardware", *costs, "published claim"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name in names:
         rows = [asdict(r) for r in results if r.recipe == name]
@@ -107,6 +108,7 @@ def table(results: Sequence[Result], curve: Curve = ()) -> str:
             values = [float(row[key]) for row in rows]
             spread = f" ± {shown(statistics.stdev(values))}" if len(set(values)) > 1 else ""
             cells.append(shown(statistics.mean(values)) + spread)
+        cells.append(", ".join(_hardware(results, name)))
         cells += [column[name] for column in costs.values()]
         lines.append("| " + " | ".join([*cells, rows[0]["claim"]]) + " |")
     return "\n".join(lines) + "\n"
@@ -126,6 +128,12 @@ def _costs(results: Sequence[Result], curve: Curve) -> dict[str, dict[str, str]]
                 column[name] = OTHER_TASK
                 continue
             spent = cost_to(level, [line for line in curve if line["recipe"] == name], cost)
-            ratio = f" ({own / spent:.1f}x)" if own and spent else ""
+            alike = cost == "evaluations" or _hardware(results, name) == _hardware(results, BASELINE)
+            ratio = f" ({own / spent:.1f}x)" if own and spent and alike else ""
             column[name] = "not reached" if spent is None else f"{spent:.0f}{ratio}"
     return columns
+
+
+def _hardware(results: Sequence[Result], recipe: str) -> list[str]:
+    """What its runs were made on, each once."""
+    return sorted({r.hardware for r in results if r.recipe == recipe})
