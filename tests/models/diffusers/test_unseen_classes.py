@@ -70,6 +70,20 @@ def test_the_doctor_sees_a_gradient_that_lacks_a_part(tiny_policy_of):
     assert (of_decoding.value, of_decoding.ok) == ("none", True) and "climb a reward" in of_decoding.advice
 
 
+def test_the_doctor_survives_a_decoder_that_cannot_be_differentiated_here(tiny_policy_of, monkeypatch):
+    model = tiny_policy_of("mochi")
+    latents, decode = torch.zeros(1, *model.latent_shape), model.decode
+
+    def without_backward(x):
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise NotImplementedError("no backward on CPU")
+        return decode(x)
+
+    monkeypatch.setattr(model, "decode", without_backward)
+    _, found = doctor._slopes(model, latents, latents)
+    assert (found.value, found.ok) == ("none", True) and found.advice.endswith("no backward on CPU")
+
+
 def test_the_doctor_sees_prompts_that_the_network_is_not_told(tiny_policy_of):
     model = tiny_policy_of("ovis", max_sequence_length=8)  # its own template is longer
     found = doctor._prompts(model, torch.zeros(1, *model.latent_shape), 1e-4)

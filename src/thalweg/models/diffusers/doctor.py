@@ -246,7 +246,10 @@ def _slope(what: str, of: Callable[[Tensor], Tensor], at: Tensor, stride: float,
     with torch.no_grad():
         ahead, behind = (of(at + h * d) for h in (stride, -stride))
     x, w = at.clone().requires_grad_(), (ahead - behind).double()
-    made = of(x)
+    try:
+        made = of(x)
+    except NotImplementedError as error:  # attention without a backward pass on this device
+        return Finding(what, NONE, False, f"{advice}: {error}")
     if not made.requires_grad:
         return Finding(what, NONE, False, advice)
     (slope,) = torch.autograd.grad((made.double() * w).sum(), x)
