@@ -61,6 +61,11 @@ PROBLEMS = {
         ["objective.num_steps=9"],
         "objective.num_steps=9: the rollout has only 8 steps",
     ),
+    "a way cut before it begins": (
+        "rats",
+        ["objective.num_steps=5"],
+        "objective.num_steps=5: the rollout has only 4 steps",
+    ),
     "a fake that does not learn": (
         "dmd",
         ["weights.fake={update: frozen}"],

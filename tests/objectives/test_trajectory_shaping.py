@@ -48,6 +48,39 @@ def test_a_student_better_than_its_teacher_climbs_as_if_there_were_none():
     assert_close(slope_of(loss_of(objective, proud), proud), slope_of(loss_of(alone, proud), proud))
 
 
+def test_a_way_cut_before_its_last_steps_climbs_through_them_alone_and_before_them_follows_the_teacher():
+    field, start = NonlinearField(0.7, teacher=0.4), NOISE[:, 0]
+    objective = TrajectoryShaping(pull_weight=2.0, gate="open", num_steps=1)
+    shown = objective.shown(field, ROWS)
+    levels = WAY[0].tolist()
+
+    def walked(x, first, last):
+        states = []
+        for i in range(first, last):
+            x = x + (levels[i + 1] - levels[i]) * field.velocity(x, torch.full((3,), levels[i]))
+            states.append(x)
+        return states
+
+    def missed(states, there):
+        return sum((x - y).square().flatten(1).mean(1).sum() for x, y in zip(states, there, strict=True))
+
+    with torch.no_grad():
+        cut = walked(start, 0, 2)[-1]
+
+    def before():
+        return 2.0 / 3 * missed(walked(start, 0, 2), shown[:2])
+
+    def after():
+        (end,) = walked(cut, 2, 3)
+        return 2.0 / 3 * missed([end], shown[2:]) - field.reward(end).sum()
+
+    expected = slope_by_differences(before, field) + slope_by_differences(after, field)
+    assert_close(slope_of(loss_of(objective, field), field), expected, rtol=1e-6, atol=1e-9)
+    uncut = slope_of(loss_of(objective.model_copy(update={"num_steps": 3}), field), field)
+    assert abs(uncut - expected) > 1e-3
+    assert uncut == slope_of(loss_of(objective.model_copy(update={"num_steps": None}), field), field)
+
+
 def test_the_gate_is_the_sigmoid_of_how_much_better_the_teacher_is():
     field = NonlinearField(0.7, teacher=0.4)
     objective = TrajectoryShaping(pull_weight=1.0, temperature=0.5)

@@ -47,6 +47,10 @@ class TrajectoryShaping(Part):
     """τ, in rewards."""
     substeps: int = Field(default=4, ge=1)
     """Steps of the teacher for each of the student's."""
+    num_steps: int | None = Field(default=None, ge=1)
+    """K: the way is cut before its last K steps, so that they alone carry the gradient of the reward and what
+    is before them follows the teacher; None for all.
+    """
     recompute: bool = True
     """As in the route last_steps."""
     teacher: str = "teacher"
@@ -80,6 +84,8 @@ class TrajectoryShaping(Part):
         x, misses = rows.states[:, 0], list[Tensor]()
         for i, there in enumerate(shown):
             sigma, sigma_next = rows.sigmas[:, i : i + 2].unbind(1)
+            if i + (self.num_steps or 0) == len(shown):
+                x = x.detach()
             velocity = field.velocity(x, sigma, recompute=self.recompute)
             x = field.as_stored(x + over_latents(sigma_next - sigma, x) * velocity)
             misses.append((x - there).square().flatten(1).mean(1))

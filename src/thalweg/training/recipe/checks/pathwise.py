@@ -9,6 +9,7 @@ from thalweg.objectives import (
     DistributionMatching,
     RewardGradient,
     ScoreMatching,
+    TrajectoryShaping,
 )
 from thalweg.objectives.adjoint import memory_of_noise
 from thalweg.objectives.routes import LastSteps, Leap
@@ -52,7 +53,9 @@ def pathwise(objective: Any, recipe: Recipe) -> list[str]:
         if isinstance(last, Leap) and steps < 2:
             problems.append(f"rollout.steps={steps}: two leaps start from two steps; give 2 or more")
     if (
-        isinstance(last, LastSteps | AdjointMatchingODE | DistributionMatching | ScoreMatching)
+        isinstance(
+            last, LastSteps | AdjointMatchingODE | DistributionMatching | ScoreMatching | TrajectoryShaping
+        )
         and (last.num_steps or 0) > steps
     ):
         problems.append(
